@@ -1,0 +1,151 @@
+"""The daemon's settings: defaults, then a TOML file, then `ORPHEUS_*` variables, then flags.
+
+The only file that reads the daemon's environment. It decides where state and runtime directories are; it
+creates nothing.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from orpheusd.errors import OrpheusError
+
+DEFAULT_FILE = Path("/etc/orpheus/orpheusd.toml")
+ISOLATIONS = ("auto", "bwrap", "none")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("text", "json")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Every setting of one daemon. Durations are seconds."""
+
+    state_dir: Path
+    runtime_dir: Path
+    http: str | None = "127.0.0.1:7777"
+    http_doors: int = 1
+    isolation: str = "auto"
+    log_level: str = "info"
+    log_format: str = "text"
+    debug: bool = False
+    admin_group: str = "orpheus-admin"
+    start_timeout_s: float = 30.0
+    grace_s: float = 2.0
+    stop_timeout_s: float = 10.0
+    build_timeout_s: float = 900.0
+
+    @property
+    def control_socket(self) -> Path:
+        return self.runtime_dir / "ctl.sock"
+
+
+#: TOML key, environment variable suffix and flag share these names; the value says how text becomes a setting.
+_TEXT: dict[str, Any] = {
+    "state_dir": Path,
+    "runtime_dir": Path,
+    "http": str,
+    "http_doors": int,
+    "isolation": str,
+    "log_level": str,
+    "log_format": str,
+    "debug": lambda text: text.lower() in ("1", "true", "yes"),
+    "admin_group": str,
+    "start_timeout_s": float,
+    "grace_s": float,
+    "stop_timeout_s": float,
+    "build_timeout_s": float,
+}
+
+
+def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Config:
+    """The settings in force. `flags` holds what the command line gave, `config` (a path) included.
+
+    Raises OrpheusError(invalid-request) that names the file, variable or flag that is wrong.
+    """
+    environ = os.environ if environ is None else environ
+    settings: dict[str, Any] = {"state_dir": _state_dir(environ), "runtime_dir": _runtime_dir(environ)}
+    settings.update(_from_file(flags.get("config")))
+    settings.update(_from_environ(environ))
+    settings.update({name: value for name, value in flags.items() if name in _TEXT and value is not None})
+    if flags.get("no_http"):
+        settings["http"] = None
+    return _checked(settings)
+
+
+def _state_dir(environ: Mapping[str, str]) -> Path:
+    if stated := environ.get("STATE_DIRECTORY"):
+        return Path(stated.split(":")[0])
+    if os.getuid() == 0:
+        return Path("/var/lib/orpheus")
+    home = Path(environ.get("XDG_STATE_HOME") or Path(environ.get("HOME", "/")) / ".local/state")
+    return home / "orpheus"
+
+
+def _runtime_dir(environ: Mapping[str, str]) -> Path:
+    if stated := environ.get("RUNTIME_DIRECTORY"):
+        return Path(stated.split(":")[0])
+    if os.getuid() == 0:
+        return Path("/run/orpheus")
+    return Path(environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}") / "orpheus"
+
+
+def _from_file(path: str | Path | None) -> dict[str, Any]:
+    file = Path(path) if path is not None else DEFAULT_FILE
+    try:
+        with file.open("rb") as stream:
+            table = tomllib.load(stream)
+    except FileNotFoundError:
+        if path is None:
+            return {}
+        raise OrpheusError("invalid-request", f"cannot read {file}: no such file") from None
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise OrpheusError("invalid-request", f"cannot read {file}: {error}") from error
+    settings: dict[str, Any] = {}
+    for name, value in table.items():
+        if name not in _TEXT:
+            raise OrpheusError("invalid-request", f"{file}: unknown setting {name!r}; known are {', '.join(_TEXT)}")
+        settings[name] = Path(value) if name.endswith("_dir") else value
+    return settings
+
+
+def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for name, parse in _TEXT.items():
+        text = environ.get(f"ORPHEUS_{name.upper()}")
+        if text is not None:
+            try:
+                settings[name] = parse(text)
+            except ValueError as error:
+                raise OrpheusError("invalid-request", f"ORPHEUS_{name.upper()}={text!r}: {error}") from error
+    return settings
+
+
+def _checked(settings: dict[str, Any]) -> Config:
+    for name, allowed in (("isolation", ISOLATIONS), ("log_level", LOG_LEVELS), ("log_format", LOG_FORMATS)):
+        if name in settings and settings[name] not in allowed:
+            allowed_text = ", ".join(allowed)
+            raise OrpheusError("invalid-request", f"{name} must be one of {allowed_text}, not {settings[name]!r}")
+    if settings.get("http") is not None and "http" in settings:
+        http_address(settings["http"])
+    config = Config(**settings)
+    for name in ("start_timeout_s", "grace_s", "stop_timeout_s", "build_timeout_s"):
+        if not getattr(config, name) > 0:
+            raise OrpheusError("invalid-request", f"{name} must be above 0")
+    return replace(config, state_dir=config.state_dir.absolute(), runtime_dir=config.runtime_dir.absolute())
+
+
+def http_address(text: str) -> tuple[str, int]:
+    """Host and port of `HOST:PORT`. Only loopback is allowed: the door has no users and no TLS."""
+    host, _, port = text.rpartition(":")
+    host = host.strip("[]")
+    if not port.isdigit() or int(port) > 65535:
+        raise OrpheusError("invalid-request", f"http must be HOST:PORT, not {text!r}")
+    if host == "localhost":
+        host = "127.0.0.1"
+    if not (host.startswith("127.") or host == "::1"):
+        raise OrpheusError(
+            "invalid-request", f"http must be on loopback (127.0.0.1 or ::1), not {host!r}; put a proxy before it")
+    return host, int(port)

@@ -1,0 +1,94 @@
+"""An agent as the supervisor knows it: its settings, its pool, its sessions and its queue."""
+
+from collections import Counter, OrderedDict
+from enum import Enum
+from typing import NamedTuple
+
+from orpheusd.core.lifecycle import move
+from orpheusd.core.restart import Record, Slot
+from orpheusd.core.routing import Lane
+from orpheusd.core.run import Run
+from orpheusd.core.scaling import Lull
+from orpheusd.core.sessions import SessionMap
+from orpheusd.core.worker import Template, Worker
+
+
+class AgentState(Enum):
+    ACTIVE = "active"
+    QUARANTINED = "quarantined"
+    REMOVED = "removed"
+
+
+TRANSITIONS: dict[AgentState, tuple[AgentState, ...]] = {
+    AgentState.ACTIVE: (AgentState.QUARANTINED, AgentState.REMOVED),
+    AgentState.QUARANTINED: (AgentState.ACTIVE, AgentState.REMOVED),
+    AgentState.REMOVED: (),
+}
+
+
+class Settings(NamedTuple):
+    """What the supervisor needs of a version's agent.yaml; the meaning is in docs/agent-yaml.md."""
+
+    concurrency: int = 1
+    timeout_s: float = 300.0
+    min_workers: int = 1
+    max_workers: int = 10
+    queue_size: int = 200
+    queue_timeout_s: float = 300.0
+    scale_up_threshold: float = 1.0
+    scale_down_threshold: float = 0.5
+    idle_timeout_s: float = 300.0
+    affinity: str = "soft"
+    patience_s: float = 0.1
+    overlap: str = "allow"
+    session_ttl_s: float = 86400.0
+    session_max: int = 100_000
+    session_queue_size: int = 32
+
+
+class Agent:
+    """One agent while it is deployed.
+
+    Invariant: `current` is the template whose version serves; `candidate` one on trial, or None. `slots` is
+    the pool: each live worker that takes new sessions is in exactly one slot. `waiting` holds the queued
+    runs in order of arrival, and each of them is in one lane of `lanes`; `rotation` holds the lanes that any
+    worker may serve. `started` is the number of runs on workers. `vacant` holds the slots without a worker.
+    """
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.id = name
+        self.state = AgentState.ACTIVE
+        self.settings = settings
+        self.current: Template | None = None
+        self.candidate: Template | None = None
+        self.trial_slot = Slot()
+        self.template_slot = Slot()
+        self.templates: dict[str, Template] = {}
+        self.workers: dict[str, Worker] = {}
+        self.slots: list[Slot] = []
+        self.vacant: list[Slot] = []
+        self.idle: OrderedDict[str, Worker] = OrderedDict()
+        self.sessions = SessionMap()
+        self.waiting: OrderedDict[str, Run] = OrderedDict()
+        self.lanes: dict[str, Lane] = {}
+        self.rotation: OrderedDict[Lane, None] = OrderedDict()
+        self.started = 0
+        self.lull = Lull()
+        self.record = Record()
+        self.quarantined_until = 0.0
+        self.removal_request: str | None = None
+        self.counts: Counter[str] = Counter()
+        self.contexts: Counter[str] = Counter()
+
+    def move(self, state: AgentState) -> None:
+        move(self, TRANSITIONS, state)
+
+    @property
+    def demand(self) -> int:
+        """Runs on workers, and sessions whose next run any worker could take: what one more worker would help."""
+        return self.started + len(self.rotation)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no process of it is left."""
+        return not self.workers and not self.templates

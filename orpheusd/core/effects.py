@@ -1,0 +1,111 @@
+"""What is to be done: the supervisor's orders to the engine. The engine carries them out in order."""
+
+from typing import NamedTuple
+
+
+class StartTemplate(NamedTuple):
+    template: str
+    agent: str
+    version: int
+
+
+class StopTemplate(NamedTuple):
+    """Ask the template to leave; it has no workers any more."""
+
+    template: str
+
+
+class KillTemplate(NamedTuple):
+    """Kill the template and everything in its sandbox."""
+
+    template: str
+
+
+class ForkWorker(NamedTuple):
+    template: str
+    worker: str
+
+
+class StopWorker(NamedTuple):
+    """Ask an idle worker to leave."""
+
+    worker: str
+
+
+class KillWorker(NamedTuple):
+    worker: str
+
+
+class Dispatch(NamedTuple):
+    """Hand the run to the worker. `context` and `turn` are None and 0 without a session."""
+
+    worker: str
+    run: str
+    session: str | None
+    context: str | None
+    turn: int
+    timeout_s: float
+
+
+class CancelRun(NamedTuple):
+    """Raise in the run's handler; `reason` is `cancelled` or `timed-out`."""
+
+    worker: str
+    run: str
+    reason: str
+
+
+class EndSession(NamedTuple):
+    """Tell the home that a session is over; `reason` is `ttl`, `evicted` or `ended`."""
+
+    worker: str
+    session: str
+    reason: str
+
+
+class Resolve(NamedTuple):
+    """Answer the caller: the run is in its terminal state. `code` is "" when it completed."""
+
+    run: str
+    state: str
+    code: str
+    message: str
+    worker: str | None
+    session: str | None
+    context: str | None
+    turn: int
+    duration_s: float
+
+
+class VersionPromoted(NamedTuple):
+    """The staged version has shown that it works, and is the agent's current one from now on."""
+
+    agent: str
+    version: int
+    request: str
+
+
+class VersionRefused(NamedTuple):
+    """The staged version could not be made to work; what was current still is."""
+
+    agent: str
+    version: int
+    request: str
+    message: str
+
+
+class AgentRemoved(NamedTuple):
+    """The agent is forgotten and no process of it is left."""
+
+    agent: str
+    request: str
+
+
+class Stopped(NamedTuple):
+    """Every process is gone; the daemon may exit."""
+
+
+Effect = (
+    StartTemplate | StopTemplate | KillTemplate | ForkWorker | StopWorker | KillWorker
+    | Dispatch | CancelRun | EndSession | Resolve | VersionPromoted | VersionRefused | AgentRemoved | Stopped
+)  # fmt: skip

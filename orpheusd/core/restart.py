@@ -1,0 +1,68 @@
+"""Restarting: when a slot whose worker died may have a new one, and when an agent has had enough.
+
+A slot that keeps losing workers waits longer each time. An agent that loses `INTENSITY` workers within
+`WINDOW_S` without completing one run in between is quarantined: nobody is helped by starting it again.
+A completed run clears the record, so workers that are killed from outside never count against an agent
+that works.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from orpheusd.core.worker import Worker
+
+#: Supervisors of this family restart at most a handful of times a minute before they give up.
+INTENSITY = 5
+WINDOW_S = 60.0
+#: How long an agent is refused; long enough to be noticed, short enough to recover by itself.
+QUARANTINE_S = 30.0
+BACKOFF_FIRST_S = 0.1
+BACKOFF_MOST_S = 30.0
+
+
+class Slot:
+    """A place in the pool. Invariant: it has at most one worker that is not DRAINING or further on."""
+
+    __slots__ = ("not_before", "streak", "worker")
+
+    def __init__(self) -> None:
+        self.worker: Worker | None = None
+        self.streak = 0
+        self.not_before = 0.0
+
+    def succeeded(self) -> None:
+        """Its worker has completed a run, or its template has started."""
+        self.streak = 0
+        self.not_before = 0.0
+
+    def failed(self, now: float, uniform: Callable[[], float]) -> None:
+        """Its worker died unasked. `uniform` gives numbers from 0 to 1, so that slots do not restart in step."""
+        self.streak += 1
+        delay_s = min(BACKOFF_FIRST_S * 2.0 ** (self.streak - 1), BACKOFF_MOST_S)
+        self.not_before = now + delay_s * (0.5 + uniform() / 2)
+
+
+class Record:
+    """The recent failures of one agent. Invariant: at most INTENSITY times, oldest first."""
+
+    __slots__ = ("_times", "reason")
+
+    def __init__(self) -> None:
+        self._times: deque[float] = deque(maxlen=INTENSITY)
+        self.reason = ""
+
+    def __len__(self) -> int:
+        return len(self._times)
+
+    def failed(self, now: float, reason: str) -> None:
+        self._times.append(now)
+        self.reason = reason
+
+    def clear(self) -> None:
+        self._times.clear()
+
+    def exhausted(self, now: float) -> bool:
+        """Whether the agent is to be quarantined."""
+        return len(self._times) == INTENSITY and now - self._times[0] <= WINDOW_S

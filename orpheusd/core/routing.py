@@ -1,0 +1,320 @@
+"""Routing: which worker executes which run, and in what order those wait that cannot start yet.
+
+Waiting runs stand in lanes: one lane a session, in order of arrival, and one for each run without a
+session. Only the head of a lane may start. Where a lane stands says who may serve it:
+
+- in its home's `lanes`: the home is alive but busy, and it is waited for;
+- in the agent's `rotation`: any worker may take it (no home, or a `soft` run whose patience is over);
+- parked: the session has a run in progress and this one may not overlap it.
+
+A worker that frees serves the older of the two lanes it may serve; a lane that was served goes to the end.
+So a waiting run holds no worker, delays no other session, and a session that floods its lane starves nobody.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from orpheusd.core.deadlines import Deadlines
+from orpheusd.core.effects import CancelRun, Dispatch, Effect, EndSession, Resolve
+from orpheusd.core.run import Run, RunState
+from orpheusd.core.sessions import Session
+from orpheusd.core.worker import Worker
+
+if TYPE_CHECKING:
+    from orpheusd.core.agent import Agent
+
+EXCLUSIVE = ("queue", "interrupt")
+
+
+class Lane:
+    """Runs of one session that wait, or one run without a session.
+
+    Invariant: not empty while the agent knows it. `ticket` orders lanes by the time they took their place.
+    """
+
+    __slots__ = ("agent", "home", "home_since", "key", "parked", "patience_at", "runs", "session", "ticket")
+
+    def __init__(self, agent: "Agent", key: str, session: str | None) -> None:
+        self.agent = agent
+        self.key = key
+        self.session = session
+        self.runs: deque[Run] = deque()
+        self.ticket = 0
+        self.home: Worker | None = None
+        self.home_since = 0.0
+        self.parked = False
+        self.patience_at = 0.0
+
+
+class Router:
+    """Puts runs on workers. It knows nothing of processes being started or dying.
+
+    Invariant, after each public call: no open worker exists that a waiting lane could be served by. `runs`
+    holds every run that is not over, by id.
+    """
+
+    def __init__(self, emit: Callable[[Effect], None], deadlines: Deadlines, grace_s: float) -> None:
+        self._emit = emit
+        self._deadlines = deadlines
+        self._grace_s = grace_s
+        self._ticket = 0
+        self.runs: dict[str, Run] = {}
+
+    def submit(self, agent: "Agent", run: Run, now: float) -> None:
+        """A new run: start it at once where that is allowed, else let it wait, else refuse it."""
+        self.runs[run.id] = run
+        id = run.session
+        lane = None if id is None else agent.lanes.get(id)
+        session = None if id is None else agent.sessions.get(id)
+        if run.overlap != "allow" and (lane is not None or (session is not None and session.running)):
+            if run.overlap == "reject":
+                self.resolve(agent, run, RunState.REJECTED, "session-busy",
+                             "the session has a run in progress and `overlap: reject` was asked for", now)
+                return
+            if run.overlap == "interrupt":
+                self._interrupt(agent, run, lane, now)
+                lane = None
+        if lane is None:
+            worker = self._worker_now(agent, run, session)
+            if worker is not None:
+                self._start(agent, run, worker, now)
+                return
+        self._wait(agent, run, lane, now)
+
+    def freed(self, agent: "Agent", worker: Worker, now: float) -> None:
+        """`worker` may have room for another run: serve the lanes that have waited longest for it."""
+        while worker.open:
+            lane = self._next_lane(agent, worker)
+            if lane is None:
+                agent.idle[worker.id] = worker
+                return
+            self._serve(agent, lane, worker, now)
+
+    def ended(self, agent: "Agent", run: Run, now: float) -> None:
+        """A started run has left its worker, for whatever reason; its session may go on."""
+        agent.started -= 1
+        worker = run.worker
+        if worker is not None:
+            worker.runs.pop(run.id, None)
+            worker.idle_since = now
+        if run.session is not None and run.entry is not None:
+            agent.sessions.finish(run.session, run.entry, now)
+            lane = agent.lanes.get(run.session)
+            if lane is not None and lane.parked:
+                self._place(agent, lane, now)
+
+    def home_died(self, agent: "Agent", worker: Worker, now: float) -> None:
+        """`worker` is dead: whoever waited for it may go elsewhere."""
+        agent.sessions.home_died(worker)
+        for lane in list(worker.lanes):
+            self._unplace(agent, lane)
+            self._place(agent, lane, now)
+
+    def patience_over(self, lane: Lane, now: float) -> None:
+        """A lane's wake-up: if its head still waits for its home, and has done so long enough, anyone may take it."""
+        agent = lane.agent
+        if lane.home is None or lane in agent.rotation or not lane.runs or lane.runs[0].waits_for_home:
+            return
+        if lane.patience_at > now:
+            self._deadlines.arm(lane, lane.patience_at)
+            return
+        self._roam(agent, lane, now)
+
+    def withdraw(self, agent: "Agent", run: Run, state: RunState, code: str, message: str, now: float) -> None:
+        """Take a waiting run out of its lane and answer its caller."""
+        lane = agent.lanes[_key(run)]
+        was_head = lane.runs[0] is run
+        lane.runs.remove(run)
+        del agent.waiting[run.id]
+        if was_head:
+            self._unplace(agent, lane)
+        self.resolve(agent, run, state, code, message, now)
+        if lane.runs:
+            if was_head:
+                self._place(agent, lane, now)
+        else:
+            self._forget(agent, lane)
+
+    def stop(self, run: Run, reason: str, now: float) -> None:
+        """Tell a started run's handler to stop; its worker is killed if it has not by the end of the grace."""
+        if run.worker is None or run.stopping:
+            return
+        run.stopping = reason
+        run.kill_at = now + self._grace_s
+        self._emit(CancelRun(run.worker.id, run.id, reason))
+        self._deadlines.arm(run.worker, run.kill_at)
+
+    def resolve(self, agent: "Agent", run: Run, state: RunState, code: str, message: str, now: float) -> None:
+        """The run is over: count it and answer the caller."""
+        run.move(state)
+        self.runs.pop(run.id, None)
+        agent.counts[state.value] += 1
+        self._emit(Resolve(
+            run.id, state.value, code, message, run.worker.id if run.worker else None, run.session, run.context,
+            run.entry.turns if run.entry else 0, now - (run.started_at if run.worker else run.queued_at)))
+
+    def end_session(self, agent: "Agent", id: str, reason: str) -> None:
+        home = agent.sessions.end(id)
+        if home is not None:
+            self._emit(EndSession(home.id, id, reason))
+
+    def _worker_now(self, agent: "Agent", run: Run, session: Session | None) -> Worker | None:
+        """The worker on which a run that nobody waits before can start at once."""
+        home = session.live_home if session is not None else None
+        if home is None:
+            if session is not None and run.require_warm:
+                return None
+            return self._best_idle(agent)
+        if session is not None and session.running and run.overlap in EXCLUSIVE:
+            return None
+        return home if home.open else None
+
+    def _best_idle(self, agent: "Agent") -> Worker | None:
+        """The open worker with the fewest live sessions; of several, the one that has been idle longest."""
+        if not agent.idle:
+            return None
+        return min(agent.idle.values(), key=_load)
+
+    def _next_lane(self, agent: "Agent", worker: Worker) -> Lane | None:
+        own = next(iter(worker.lanes), None)
+        anyone = next(iter(agent.rotation), None)
+        if own is None or (anyone is not None and anyone.ticket < own.ticket):
+            return anyone
+        return own
+
+    def _wait(self, agent: "Agent", run: Run, lane: Lane | None, now: float) -> None:
+        settings = agent.settings
+        if len(agent.waiting) >= settings.queue_size:
+            self.resolve(agent, run, RunState.REJECTED, "overloaded",
+                         f"{settings.queue_size} runs of {agent.id} are waiting already; try again later", now)
+            return
+        if lane is not None and len(lane.runs) >= settings.session_queue_size:
+            self.resolve(agent, run, RunState.REJECTED, "session-queue-full",
+                         f"{settings.session_queue_size} runs of this session are waiting already; try again later",
+                         now)
+            return
+        agent.waiting[run.id] = run
+        self._deadlines.arm(agent, run.queue_deadline)
+        if lane is not None:
+            lane.runs.append(run)
+            return
+        lane = agent.lanes[_key(run)] = Lane(agent, _key(run), run.session)
+        lane.runs.append(run)
+        self._place(agent, lane, now)
+
+    def _place(self, agent: "Agent", lane: Lane, now: float) -> None:
+        """Find a lane that stands nowhere its place, starting at once what no older lane waits for."""
+        while lane.runs:
+            self._ticket += 1
+            lane.ticket = self._ticket
+            lane.parked = False
+            run = lane.runs[0]
+            session = agent.sessions.get(lane.session) if lane.session is not None else None
+            if session is not None and session.running and run.overlap in EXCLUSIVE:
+                lane.parked = True
+                return
+            home = session.live_home if session is not None else None
+            if home is None and session is not None and run.require_warm:
+                self._pop_head(agent, lane)
+                self.resolve(agent, run, RunState.REJECTED, "context-not-warm",
+                             "the session's memory is gone and `require: warm` was asked for", now)
+                continue
+            worker = self._best_idle(agent) if home is None else home
+            if worker is None or not worker.open or worker.lanes or agent.rotation:
+                self._stand(agent, lane, home, now)
+                return
+            self._pop_head(agent, lane)
+            self._start(agent, run, worker, now, lane)
+        self._forget(agent, lane)
+
+    def _stand(self, agent: "Agent", lane: Lane, home: Worker | None, now: float) -> None:
+        """Put the lane where those will find it who may serve its head."""
+        if home is None:
+            agent.rotation[lane] = None
+            return
+        lane.home = home
+        home.lanes[lane] = None
+        run = lane.runs[0]
+        if not run.waits_for_home:
+            lane.patience_at = max(run.queued_at, lane.home_since) + agent.settings.patience_s
+            if lane.patience_at <= now:
+                self._roam(agent, lane, now)
+            else:
+                self._deadlines.arm(lane, lane.patience_at)
+
+    def _roam(self, agent: "Agent", lane: Lane, now: float) -> None:
+        """The head has waited for its home long enough: any worker may take it, its home still the first."""
+        worker = self._best_idle(agent)
+        if worker is None:
+            agent.rotation[lane] = None
+        else:
+            self._serve(agent, lane, worker, now)
+
+    def _serve(self, agent: "Agent", lane: Lane, worker: Worker, now: float) -> None:
+        self._unplace(agent, lane)
+        run = self._pop_head(agent, lane)
+        self._start(agent, run, worker, now, lane)
+        self._place(agent, lane, now)
+
+    def _start(self, agent: "Agent", run: Run, worker: Worker, now: float, lane: Lane | None = None) -> None:
+        run.move(RunState.STARTED)
+        run.worker = worker
+        run.started_at = now
+        run.deadline = now + run.timeout_s
+        worker.runs[run.id] = run
+        agent.started += 1
+        if len(worker.runs) >= worker.capacity:
+            agent.idle.pop(worker.id, None)
+        self._deadlines.arm(worker, run.deadline)
+        turn = 0
+        if run.session is not None:
+            run.entry, run.context = agent.sessions.start(run.session, worker, now)
+            agent.contexts[run.context] += 1
+            turn = run.entry.turns + 1
+            if run.context in ("new", "lost"):
+                self._session_began(agent, lane, now)
+        self._emit(Dispatch(worker.id, run.id, run.session, run.context, turn, run.timeout_s))
+
+    def _session_began(self, agent: "Agent", lane: Lane | None, now: float) -> None:
+        """A session has a home since now: its waiting runs have patience from here, and the map may be too full."""
+        if lane is not None:
+            lane.home_since = now
+        self._deadlines.arm(agent, now + agent.settings.session_ttl_s)
+        surplus = agent.sessions.surplus(agent.settings.session_max, agent.lanes)
+        if surplus is not None:
+            self.end_session(agent, surplus, "evicted")
+
+    def _interrupt(self, agent: "Agent", run: Run, lane: Lane | None, now: float) -> None:
+        """Stop whatever the session does or waits for, so that `run` is next."""
+        for worker in list(agent.workers.values()):
+            for other in list(worker.runs.values()):
+                if other.session == run.session:
+                    self.stop(other, "cancelled", now)
+        for other in list(lane.runs) if lane is not None else []:
+            self.withdraw(agent, other, RunState.CANCELLED, "cancelled", "interrupted by a later run", now)
+
+    def _pop_head(self, agent: "Agent", lane: Lane) -> Run:
+        run = lane.runs.popleft()
+        del agent.waiting[run.id]
+        return run
+
+    def _unplace(self, agent: "Agent", lane: Lane) -> None:
+        agent.rotation.pop(lane, None)
+        if lane.home is not None:
+            lane.home.lanes.pop(lane, None)
+            lane.home = None
+        self._deadlines.forget(lane)
+
+    def _forget(self, agent: "Agent", lane: Lane) -> None:
+        self._unplace(agent, lane)
+        agent.lanes.pop(lane.key, None)
+
+
+def _load(worker: Worker) -> tuple[int, int]:
+    return worker.sessions, len(worker.runs)
+
+
+def _key(run: Run) -> str:
+    """The lane a run stands in. Without a session it is its own; a space keeps that apart from session ids."""
+    return run.session if run.session is not None else f"run {run.id}"

@@ -1,0 +1,82 @@
+"""A run: one execution of a handler. It is executed at most once and ends in exactly one terminal state."""
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from orpheusd.core.lifecycle import move
+
+if TYPE_CHECKING:
+    from orpheusd.core.sessions import Session
+    from orpheusd.core.worker import Worker
+
+
+class RunState(Enum):
+    """Where a run is. The last eight are terminal."""
+
+    QUEUED = "queued"
+    STARTED = "started"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    TIMED_OUT = "timed-out"
+    CANCELLED = "cancelled"
+    CRASHED = "crashed"
+    EXPIRED = "expired"
+    REJECTED = "rejected"
+
+
+TRANSITIONS: dict[RunState, tuple[RunState, ...]] = {
+    RunState.QUEUED: (RunState.STARTED, RunState.CANCELLED, RunState.EXPIRED, RunState.REJECTED),
+    RunState.STARTED: (
+        RunState.COMPLETED, RunState.FAILED, RunState.TIMED_OUT, RunState.CANCELLED, RunState.CRASHED),
+    RunState.COMPLETED: (),
+    RunState.FAILED: (),
+    RunState.TIMED_OUT: (),
+    RunState.CANCELLED: (),
+    RunState.CRASHED: (),
+    RunState.EXPIRED: (),
+    RunState.REJECTED: (),
+}
+
+
+class Run:
+    """A run that is not over. Once it is, the supervisor forgets it.
+
+    Invariant: QUEUED and waiting in exactly one lane, or STARTED and on exactly one live worker. `stopping`
+    is "" or the reason (`cancelled`, `timed-out`) for which its handler has been told to stop, and
+    `kill_at` the time at which its worker dies for not obeying.
+    """
+
+    __slots__ = (
+        "affinity", "agent", "context", "deadline", "entry", "id", "kill_at", "overlap", "queue_deadline", "queued_at",
+        "require_warm", "session", "started_at", "state", "stopping", "timeout_s", "worker",
+    )  # fmt: skip
+
+    def __init__(
+        self, id: str, agent: str, session: str | None, affinity: str, overlap: str, require_warm: bool,
+        timeout_s: float, queue_timeout_s: float, now: float,
+    ) -> None:  # fmt: skip
+        self.id = id
+        self.agent = agent
+        self.session = session
+        self.affinity = affinity
+        self.overlap = overlap
+        self.require_warm = require_warm
+        self.timeout_s = timeout_s
+        self.queued_at = now
+        self.queue_deadline = now + queue_timeout_s
+        self.state = RunState.QUEUED
+        self.worker: Worker | None = None
+        self.context: str | None = None
+        self.entry: Session | None = None
+        self.started_at = 0.0
+        self.deadline = 0.0
+        self.stopping = ""
+        self.kill_at: float | None = None
+
+    def move(self, state: RunState) -> None:
+        move(self, TRANSITIONS, state)
+
+    @property
+    def waits_for_home(self) -> bool:
+        """Whether it will take no other worker than its session's home while that lives."""
+        return self.require_warm or self.affinity == "strict"

@@ -1,0 +1,41 @@
+"""How many workers an agent wants. Driven by events: demand is what is running and what could run."""
+
+from math import ceil
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from orpheusd.core.agent import Settings
+
+
+def wanted_workers(demand: int, settings: "Settings") -> int:
+    """Workers for `demand` runs at once, within the agent's bounds."""
+    by_demand = ceil(demand / (settings.scale_up_threshold * settings.concurrency))
+    return max(settings.min_workers, min(by_demand, settings.max_workers))
+
+
+class Lull:
+    """The time since which an agent has needed fewer workers than it has.
+
+    Invariant: `since` is None, or the moment from which demand has stayed below `scale_down_threshold` of
+    what the workers can carry; `peak` is the highest demand seen from then on.
+    """
+
+    __slots__ = ("peak", "since")
+
+    def __init__(self) -> None:
+        self.since: float | None = None
+        self.peak = 0
+
+    def observe(self, demand: int, workers: int, settings: "Settings", now: float) -> None:
+        low = demand < settings.scale_down_threshold * workers * settings.concurrency
+        if workers <= settings.min_workers or not low:
+            self.since = None
+        elif self.since is None:
+            self.since = now
+            self.peak = demand
+        elif demand > self.peak:
+            self.peak = demand
+
+    def over(self, settings: "Settings", now: float) -> bool:
+        """Whether it has lasted long enough to let workers go."""
+        return self.since is not None and now - self.since >= settings.idle_timeout_s

@@ -1,0 +1,145 @@
+"""Sessions and their homes: the affinity map of one agent.
+
+A session is known from the moment its first run is handed to a worker; that worker is its home. The home
+lasts as long as the process: when the kernel has proved it dead the session is homeless, and lives on so
+that its next answer can say that memory was lost. The map is bounded by `max`, forgets by least recent use,
+and does constant work a run however many sessions it holds.
+"""
+
+from collections import OrderedDict
+from collections.abc import Container, ItemsView, Iterator
+
+from orpheusd.core.worker import Worker
+
+#: Sessions that end in one turn of the core, so that a million of one age do not stop everything else.
+EXPIRY_BATCH = 1000
+
+
+class Session:
+    """Invariant: `home`, while alive, holds this session's memory, and no other worker does.
+
+    `turns` counts the runs it has finished, `running` those on a worker now.
+    """
+
+    __slots__ = ("home", "last_used", "running", "turns")
+
+    def __init__(self, now: float) -> None:
+        self.home: Worker | None = None
+        self.turns = 0
+        self.running = 0
+        self.last_used = now
+
+    @property
+    def live_home(self) -> Worker | None:
+        home = self.home
+        return home if home is not None and home.alive else None
+
+
+class SessionMap:
+    """All sessions of an agent, least recently used first.
+
+    Invariant: `homeless` is the number of sessions without a live home; a worker's `sessions` the number
+    whose home it is.
+    """
+
+    __slots__ = ("_by_id", "homeless")
+
+    def __init__(self) -> None:
+        self._by_id: OrderedDict[str, Session] = OrderedDict()
+        self.homeless = 0
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def get(self, id: str) -> Session | None:
+        return self._by_id.get(id)
+
+    def start(self, id: str, worker: Worker, now: float) -> tuple[Session, str]:
+        """A run of the session starts on `worker`. Returns the session and the run's context."""
+        session = self._by_id.get(id)
+        if session is None:
+            session = self._by_id[id] = Session(now)
+            session.home = worker
+            worker.sessions += 1
+            context = "new"
+        else:
+            home = session.home
+            if home is worker:
+                context = "warm"
+            elif home is not None and home.alive:
+                context = "spilled"
+            else:
+                self._rehome(session, worker)
+                context = "lost"
+            self._by_id.move_to_end(id)
+        session.running += 1
+        session.last_used = now
+        return session, context
+
+    def finish(self, id: str, session: Session, now: float) -> None:
+        """A run of the session is over. The session itself may have been ended since the run started."""
+        session.running -= 1
+        session.turns += 1
+        session.last_used = now
+        if self._by_id.get(id) is session:
+            self._by_id.move_to_end(id)
+
+    def home_died(self, worker: Worker) -> None:
+        """`worker` has exited: its sessions are homeless from now on. Constant work: they find out by themselves."""
+        self.homeless += worker.sessions
+        worker.sessions = 0
+
+    def end(self, id: str) -> Worker | None:
+        """Forget the session. Returns its home when that lives and should hear of it."""
+        session = self._by_id.pop(id, None)
+        if session is None:
+            return None
+        home = session.live_home
+        if home is None:
+            self.homeless -= 1
+        else:
+            home.sessions -= 1
+        return home
+
+    def surplus(self, most: int, waiting: Container[str]) -> str | None:
+        """The session to evict when there are more than `most`: the least recently used that is not in use."""
+        if len(self._by_id) <= most:
+            return None
+        return next(self._unused(waiting), (None, None))[0]
+
+    def expired(self, ttl_s: float, now: float, waiting: Container[str]) -> list[str]:
+        """The sessions that have not been used for `ttl_s`, at most a batch of them."""
+        ids: list[str] = []
+        for id, session in self._unused(waiting):
+            if session.last_used + ttl_s > now or len(ids) == EXPIRY_BATCH:
+                break
+            ids.append(id)
+        return ids
+
+    def next_expiry(self, ttl_s: float, waiting: Container[str]) -> float | None:
+        """When the least recently used session that is not in use will have been idle for `ttl_s`."""
+        for _, session in self._unused(waiting):
+            return session.last_used + ttl_s
+        return None
+
+    def newest(self, limit: int) -> list[tuple[str, Session]]:
+        """The `limit` most recently used sessions, latest first."""
+        chosen: list[tuple[str, Session]] = []
+        for id in reversed(self._by_id):
+            if len(chosen) == limit:
+                break
+            chosen.append((id, self._by_id[id]))
+        return chosen
+
+    def items(self) -> ItemsView[str, Session]:
+        return self._by_id.items()
+
+    def _unused(self, waiting: Container[str]) -> Iterator[tuple[str, Session]]:
+        """Least recently used first; a session with a run, started or waiting, is in use."""
+        return ((id, session) for id, session in self._by_id.items() if not session.running and id not in waiting)
+
+    def _rehome(self, session: Session, worker: Worker) -> None:
+        session.home = worker
+        worker.sessions += 1
+        self.homeless -= 1
+

@@ -1,0 +1,106 @@
+"""Workers and templates: one process each, born once, dead once.
+
+Both live by the same table. It only goes forward: what exited never comes back, a slot gets a new worker
+instead. Busy is not a state; it is having runs.
+"""
+
+from collections import OrderedDict
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from orpheusd.core.lifecycle import move
+
+if TYPE_CHECKING:
+    from orpheusd.core.agent import Settings
+    from orpheusd.core.restart import Slot
+    from orpheusd.core.routing import Lane
+    from orpheusd.core.run import Run
+
+
+class ProcessState(Enum):
+    """How far a worker or a template has come in its life."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    KILLING = "killing"
+    EXITED = "exited"
+
+
+TRANSITIONS: dict[ProcessState, tuple[ProcessState, ...]] = {
+    ProcessState.STARTING: (
+        ProcessState.READY, ProcessState.STOPPING, ProcessState.KILLING, ProcessState.EXITED),
+    ProcessState.READY: (
+        ProcessState.DRAINING, ProcessState.STOPPING, ProcessState.KILLING, ProcessState.EXITED),
+    ProcessState.DRAINING: (ProcessState.STOPPING, ProcessState.KILLING, ProcessState.EXITED),
+    ProcessState.STOPPING: (ProcessState.KILLING, ProcessState.EXITED),
+    ProcessState.KILLING: (ProcessState.EXITED,),
+    ProcessState.EXITED: (),
+}
+
+
+class Template:
+    """The process that forks the workers of one agent version.
+
+    Invariant: `workers` counts the workers it forked that have not exited. `request` is set while the
+    version is on trial, and names who waits for the verdict.
+    """
+
+    __slots__ = ("agent", "deadline", "id", "request", "settings", "state", "version", "workers")
+
+    def __init__(self, id: str, agent: str, version: int, settings: "Settings", request: str | None) -> None:
+        self.id = id
+        self.agent = agent
+        self.version = version
+        self.settings = settings
+        self.request = request
+        self.state = ProcessState.STARTING
+        self.workers = 0
+        self.deadline: float | None = None
+
+    def move(self, state: ProcessState) -> None:
+        move(self, TRANSITIONS, state)
+
+
+class Worker:
+    """One worker process.
+
+    Invariant: it has runs only while READY, DRAINING or KILLING, and never more than `capacity` of them.
+    `sessions` counts the sessions whose home it is; `lanes` are the waiting lanes that want this worker.
+    """
+
+    __slots__ = (
+        "agent", "capacity", "deadline", "failure", "id", "idle_since", "lanes", "runs", "served", "sessions",
+        "slot", "started_at", "state", "template", "version",
+    )  # fmt: skip
+
+    def __init__(self, id: str, template: Template, slot: "Slot", now: float) -> None:
+        self.id = id
+        self.agent = template.agent
+        self.version = template.version
+        self.template = template
+        self.slot = slot
+        self.capacity = template.settings.concurrency
+        self.state = ProcessState.STARTING
+        self.runs: dict[str, Run] = {}
+        self.lanes: OrderedDict[Lane, None] = OrderedDict()
+        self.sessions = 0
+        self.served = 0
+        self.started_at = now
+        self.idle_since = now
+        self.deadline: float | None = None
+        self.failure = ""
+
+    def move(self, state: ProcessState) -> None:
+        move(self, TRANSITIONS, state)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the kernel has not yet proved it dead."""
+        return self.state is not ProcessState.EXITED
+
+    @property
+    def open(self) -> bool:
+        """Whether it can take one more run now."""
+        return self.state is ProcessState.READY and len(self.runs) < self.capacity

@@ -1,0 +1,1 @@
+"""From a bundle somebody sent to a version that can be started."""

@@ -1,0 +1,1 @@
+"""The ways in: the control socket and the HTTP front door."""

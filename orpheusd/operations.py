@@ -1,0 +1,204 @@
+"""The operations table: everything a caller may ask through a door, each with the access it needs.
+
+One row makes the control method, the HTTP route, the line in `orpheusctl --help`, the section of
+`docs/operations.md` and the entry in `/openapi.json`. The function of a row is the method of
+`orpheusd.service.Service` with the row's name, dots turned to underscores. This file is data and the check
+of parameters; it knows nothing of how an operation is carried out.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any, NamedTuple
+
+from orpheusd.errors import OrpheusError
+
+#: The rule for session ids at every door (docs/sessions.md).
+SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@-]{0,127}", re.ASCII)
+#: The rule for agent names: a DNS label that starts with a letter or digit.
+AGENT_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}", re.ASCII)
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}", re.ASCII)
+UPLOAD_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
+
+#: The most a run's input may be as JSON, and a result; see docs/operations.md.
+INPUT_LIMIT_BYTES = 8 * 1024 * 1024
+RESULT_LIMIT_BYTES = 8 * 1024 * 1024
+
+
+class Access(Enum):
+    """What a caller must hold to use an operation. Each includes the ones before it."""
+
+    READ = "read"
+    RUN = "run"
+    ADMIN = "admin"
+
+
+class Param(NamedTuple):
+    """One parameter. `kind` is a key of `KINDS`; `choices`, where given, is the whole list of values."""
+
+    name: str
+    kind: str
+    help: str
+    required: bool = True
+    default: Any = None
+    choices: tuple[str, ...] = ()
+
+
+class Operation(NamedTuple):
+    """A row of the table. `http` is (method, path), `cli` the words after `orpheusctl`, "" for neither."""
+
+    name: str
+    access: Access
+    summary: str
+    params: tuple[Param, ...] = ()
+    http: tuple[str, str] | None = None
+    cli: str = ""
+    stream: bool = False
+
+
+class Kind(NamedTuple):
+    """A type of parameter: what JSON calls it, the rule beyond the type, and how to say the rule."""
+
+    types: tuple[type, ...]
+    json_schema: dict[str, Any]
+    says: str
+    pattern: re.Pattern[str] | None = None
+    minimum: float | None = None
+
+
+KINDS: dict[str, Kind] = {
+    "agent": Kind((str,), {"type": "string", "pattern": f"^{AGENT_NAME.pattern}$"},
+                  "an agent name: 1 to 63 of a-z, 0-9 and -, starting with a letter or digit", AGENT_NAME),
+    "session": Kind((str,), {"type": "string", "pattern": f"^{SESSION_ID.pattern}$"},
+                    "a session id: 1 to 128 characters of A-Z a-z 0-9 _ . : @ - starting with a letter or digit",
+                    SESSION_ID),
+    "run": Kind((str,), {"type": "string", "pattern": f"^{RUN_ID.pattern}$"}, "a run id", RUN_ID),
+    "upload": Kind((str,), {"type": "string", "pattern": f"^{UPLOAD_ID.pattern}$"}, "an upload id", UPLOAD_ID),
+    "string": Kind((str,), {"type": "string"}, "a string"),
+    "boolean": Kind((bool,), {"type": "boolean"}, "true or false"),
+    "count": Kind((int,), {"type": "integer", "minimum": 0}, "a whole number, 0 or more", minimum=0),
+    "seconds": Kind((int, float), {"type": "number", "exclusiveMinimum": 0}, "a number of seconds above 0",
+                    minimum=1e-9),
+    "strings": Kind((dict,), {"type": "object", "additionalProperties": {"type": "string"}},
+                    "an object of strings"),
+    "json": Kind((object,), {}, "any JSON value"),
+}
+
+_AGENT = Param("agent", "agent", "name of the agent")
+_SESSION = Param("session_id", "session", "session id")
+_RUN = Param("run_id", "run", "run id")
+_UPLOAD = Param("upload_id", "upload", "an upload begun with bundle.put")
+_LIMIT = Param("limit", "count", "at most this many rows", required=False, default=100)
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation("run", Access.RUN, "execute an agent's handler once", (
+        _AGENT,
+        Param("input", "json", "what the handler gets as input_data"),
+        _SESSION._replace(required=False, help="send the run to the worker that holds this session's memory"),
+        Param("affinity", "string", "what to do when that worker is busy; the agent's own setting unless given",
+              required=False, choices=("soft", "strict")),
+        Param("overlap", "string", "what to do when the session already has a run; the agent's own unless given",
+              required=False, choices=("allow", "queue", "reject", "interrupt")),
+        Param("require", "string", "refuse to run unless the session's memory is there",
+              required=False, choices=("warm",)),
+        Param("timeout_s", "seconds", "stop the run after this long; the agent's own timeout unless given",
+              required=False),
+        Param("stream", "boolean", "send output and log lines as events while the run goes on",
+              required=False, default=False),
+    ), ("POST", "/v1/agents/{agent}/run"), "run", stream=True),
+    Operation("run.cancel", Access.RUN, "stop a run that is waiting or going on", (_RUN,),
+              ("POST", "/v1/runs/{run_id}/cancel"), "cancel"),
+    Operation("agent.list", Access.READ, "list the agents", (), ("GET", "/v1/agents"), "list"),
+    Operation("agent.show", Access.READ, "show one agent and its workers", (_AGENT,),
+              ("GET", "/v1/agents/{agent}"), ""),
+    Operation("agent.stats", Access.READ, "show an agent's counts: workers, queue, sessions, runs", (_AGENT,),
+              ("GET", "/v1/agents/{agent}/stats"), "stats"),
+    Operation("session.list", Access.READ, "list an agent's sessions, most recently used first",
+              (_AGENT, _LIMIT), ("GET", "/v1/agents/{agent}/sessions"), "sessions"),
+    Operation("session.show", Access.READ, "show one session", (_AGENT, _SESSION),
+              ("GET", "/v1/agents/{agent}/sessions/{session_id}"), "session show"),
+    Operation("session.end", Access.ADMIN, "end a session: its next run is new", (_AGENT, _SESSION),
+              ("DELETE", "/v1/agents/{agent}/sessions/{session_id}"), "session end"),
+    Operation("bundle.put", Access.ADMIN, "send a piece of a bundle (a tar.gz of an agent's folder)", (
+        _UPLOAD._replace(required=False, help="the upload this piece continues; without it a new one begins"),
+        Param("data", "string", "the piece, in base64, at most 4 MiB decoded"),
+    )),
+    Operation("bundle.inspect", Access.ADMIN, "read the agent.yaml of an uploaded bundle", (_UPLOAD,)),
+    Operation("deploy", Access.ADMIN, "deploy an uploaded bundle as the agent's next version", (
+        _UPLOAD,
+        Param("env", "strings", "values for the variables agent.yaml names without one", required=False,
+              default={}),
+        Param("stream", "boolean", "send each step as an event", required=False, default=False),
+    ), ("POST", "/v1/deploy"), "deploy", stream=True),
+    Operation("undeploy", Access.ADMIN, "stop an agent and forget its versions; its workspace stays", (
+        _AGENT, Param("purge", "boolean", "delete its workspace and logs too", required=False, default=False),
+    ), ("DELETE", "/v1/agents/{agent}"), "undeploy"),
+    Operation("restart", Access.ADMIN, "replace an agent's workers by new ones", (_AGENT,),
+              ("POST", "/v1/agents/{agent}/restart"), "restart"),
+    Operation("logs", Access.READ, "read what an agent's workers printed", (
+        _AGENT,
+        Param("limit", "count", "at most this many of the latest lines", required=False, default=100),
+        _RUN._replace(required=False, help="only lines of this run"),
+        _SESSION._replace(required=False, help="only lines of this session"),
+        Param("stream", "boolean", "go on sending lines as events", required=False, default=False),
+    ), None, "logs", stream=True),
+    Operation("workspace.info", Access.READ, "show where an agent's workspace is and what it holds", (_AGENT,),
+              None, "workspace info"),
+    Operation("workspace.clean", Access.ADMIN, "delete everything in an agent's workspace", (_AGENT,),
+              ("DELETE", "/v1/agents/{agent}/workspace"), "workspace clean"),
+    Operation("status", Access.READ, "show the daemon: version, uptime, isolation, agents", (),
+              ("GET", "/v1/status"), "status"),
+    Operation("health", Access.READ, "answer whether the engine turns", (), ("GET", "/v1/health"), ""),
+    Operation("metrics", Access.READ, "counts for Prometheus, as text", (), ("GET", "/metrics"), ""),
+)
+
+BY_NAME: dict[str, Operation] = {operation.name: operation for operation in OPERATIONS}
+
+
+def check_params(operation: Operation, given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` with defaults filled in. Raises OrpheusError(invalid-request) that names what is wrong."""
+    checked: dict[str, Any] = {}
+    known = 0
+    for param in operation.params:
+        if param.name in given:
+            known += 1
+            value = given[param.name]
+            if value is not None or param.kind == "json":
+                _check_value(operation, param, value)
+                checked[param.name] = value
+                continue
+        if param.required:
+            raise _wrong(operation, f"needs `{param.name}` ({KINDS[param.kind].says})")
+        checked[param.name] = param.default
+    if known != len(given):
+        _refuse_unknown(operation, given)
+    return checked
+
+
+def _check_value(operation: Operation, param: Param, value: Any) -> None:
+    kind = KINDS[param.kind]
+    right = (
+        (type(value) in kind.types or kind.types == (object,))
+        and (kind.pattern is None or kind.pattern.fullmatch(value) is not None)
+        and (kind.minimum is None or kind.minimum <= value < math.inf)
+        and (param.kind != "strings" or all(isinstance(item, str) for item in value.values()))
+    )
+    if not right:
+        raise _wrong(operation, f"`{param.name}` must be {kind.says}")
+    if param.choices and value not in param.choices:
+        raise _wrong(operation, f"`{param.name}` must be one of {', '.join(param.choices)}")
+
+
+def _refuse_unknown(operation: Operation, given: Mapping[str, Any]) -> None:
+    names = [param.name for param in operation.params]
+    for name in given:
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, n=1)
+            hint = f"; did you mean `{near[0]}`?" if near else ""
+            raise _wrong(operation, f"has no parameter `{str(name)[:40]}`{hint}")
+
+
+def _wrong(operation: Operation, what: str) -> OrpheusError:
+    return OrpheusError("invalid-request", f"{operation.name} {what}")

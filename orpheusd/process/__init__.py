@@ -1,0 +1,1 @@
+"""Everything that touches operating-system processes from the daemon's side."""

@@ -1,0 +1,1 @@
+"""What runs inside the sandbox: the template and its workers. Standard library only."""
