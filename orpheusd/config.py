@@ -5,9 +5,10 @@ creates nothing.
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ LOG_FORMATS = ("text", "json")
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Every setting of one daemon. Durations are seconds."""
+    """Every setting of one daemon. Durations are seconds. `build_environ` is what pip may see of our environment."""
 
     state_dir: Path
     runtime_dir: Path
@@ -36,6 +37,7 @@ class Config:
     grace_s: float = 2.0
     stop_timeout_s: float = 10.0
     build_timeout_s: float = 900.0
+    build_environ: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def control_socket(self) -> Path:
@@ -60,6 +62,10 @@ _TEXT: dict[str, Any] = {
 }
 
 
+#: Where packages come from is the box's business, and boxes say it in these variables.
+_BUILD_VARIABLES = re.compile(r"PIP_\w+|HOME|XDG_CONFIG_\w+|SSL_CERT_\w+|(?:https?|no|all)_proxy", re.IGNORECASE)
+
+
 def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Config:
     """The settings in force. `flags` holds what the command line gave, `config` (a path) included.
 
@@ -67,6 +73,7 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> 
     """
     environ = os.environ if environ is None else environ
     settings: dict[str, Any] = {"state_dir": _state_dir(environ), "runtime_dir": _runtime_dir(environ)}
+    settings["build_environ"] = {name: value for name, value in environ.items() if _BUILD_VARIABLES.fullmatch(name)}
     settings.update(_from_file(flags.get("config")))
     settings.update(_from_environ(environ))
     settings.update({name: value for name, value in flags.items() if name in _TEXT and value is not None})

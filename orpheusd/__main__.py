@@ -1,0 +1,90 @@
+"""`orpheusd`: reads the command line, sets up logging, and runs the daemon in the foreground."""
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import orpheusd
+from orpheusd.config import ISOLATIONS, LOG_FORMATS, LOG_LEVELS, Config, load
+from orpheusd.errors import OrpheusError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        config = load(vars(args))
+        if args.check:
+            print(f"the settings are good: state {config.state_dir}, runtime {config.runtime_dir}, "
+                  f"http {config.http or 'off'}, isolation {config.isolation}")
+            return 0
+        _set_up_logging(config)
+        return _run(config)
+    except OrpheusError as error:
+        print(f"orpheusd: {error.message}", file=sys.stderr)
+        return error.outcome.exit_code
+
+
+def _run(config: Config) -> int:
+    # here, so that --help and --check stay quick
+    import uvloop  # noqa: PLC0415
+
+    from orpheusd.daemon import serve  # noqa: PLC0415
+
+    return uvloop.run(serve(config))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="orpheusd",
+        description="Keep AI agents warm: the supervisor daemon. Runs in the foreground and logs to stderr.",
+        epilog="Settings come from the defaults, then the TOML file, then ORPHEUS_* variables, then these flags. "
+               "Example: orpheusd --state-dir ~/.local/state/orpheus --http 127.0.0.1:7777",
+    )
+    parser.add_argument("--config", metavar="FILE", help="settings file (default: /etc/orpheus/orpheusd.toml)")
+    parser.add_argument("--state-dir", metavar="DIR", type=Path, help="agents, workspaces, logs")
+    parser.add_argument("--runtime-dir", metavar="DIR", type=Path, help="sockets")
+    http = parser.add_mutually_exclusive_group()
+    http.add_argument("--http", metavar="HOST:PORT", help="the HTTP door, on loopback (default: 127.0.0.1:7777)")
+    http.add_argument("--no-http", action="store_true", help="no HTTP door")
+    parser.add_argument("--http-doors", metavar="N", type=int, help="processes that serve HTTP (default: 1)")
+    parser.add_argument("--isolation", choices=ISOLATIONS, help="how agents are confined (default: auto)")
+    parser.add_argument("--log-level", choices=LOG_LEVELS, help="default: info")
+    parser.add_argument("--log-format", choices=LOG_FORMATS, help="default: text")
+    parser.add_argument("--debug", action="store_true", default=None, help="check the core's invariants at every step")
+    parser.add_argument("--check", action="store_true", help="check the settings and exit")
+    parser.add_argument("--version", action="version", version=f"orpheusd {orpheusd.__version__}")
+    return parser
+
+
+def _set_up_logging(config: Config) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonFormatter() if config.log_format == "json" else _TextFormatter())
+    logging.basicConfig(level=config.log_level.upper(), handlers=[handler])
+
+
+class _TextFormatter(logging.Formatter):
+    """One line an event. Control characters are escaped: what agents print must not forge lines."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (the standard library's name)
+        record.message = "".join(c if c.isprintable() else repr(c)[1:-1] for c in record.message)
+        return super().formatMessage(record)
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        row = {"time": round(time.time(), 3), "level": record.levelname.lower(), "logger": record.name,
+               "message": record.getMessage()}  # fmt: skip
+        if record.exc_info:
+            row["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(row)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,272 @@
+"""The state directory's agents: versions and which is current, their environment, their workspaces.
+
+Everything here is files, done at once and without waiting; a step that was interrupted leaves the old state or
+the new. It starts no process and knows nothing of workers.
+
+    agents/NAME/current             the number of the version in use
+    agents/NAME/last                the highest number ever given; numbers are never given twice
+    agents/NAME/versions/N/         code/  manifest.json  env.json (0600)  venv (the name of one below venvs/)
+    venvs/  workspaces/NAME/  logs/NAME/  pip-cache/  tmp/ (emptied at start)
+"""
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from orpheusd.agents import Manifest, parse_manifest
+from orpheusd.deploy import beneath
+from orpheusd.deploy.bundle import MANIFEST, REQUIREMENTS, sync_directory, unpack
+from orpheusd.deploy.uploads import Uploads
+from orpheusd.errors import OrpheusError
+from orpheusd.operations import AGENT_NAME
+
+#: Versions kept beside the current one, to go back to.
+KEPT_VERSIONS = 5
+
+_DIRECTORIES = ("agents", "venvs", "workspaces", "logs", "pip-cache", "tmp")
+
+
+class StoredVersion(NamedTuple):
+    """One version on disk. `venv` is the name of its virtual environment below venvs/, "" when it has none."""
+
+    name: str
+    number: int
+    manifest: Manifest
+    deployed_at: float
+    directory: Path
+    venv: str = ""
+
+    @property
+    def code_dir(self) -> Path:
+        return self.directory / "code"
+
+    @property
+    def requirements(self) -> Path:
+        return self.code_dir / REQUIREMENTS
+
+
+class Listing(NamedTuple):
+    """The current version of every agent, and a sentence for each folder that could not be read."""
+
+    versions: list[StoredVersion]
+    problems: list[str]
+
+
+class VersionStore:
+    """The files of one state directory. Invariant: `current` names a version that is whole and on disk."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.state_dir = state_dir
+        self.uploads = Uploads(state_dir / "tmp")
+
+    def prepare(self) -> None:
+        """Makes the directories and empties tmp/. Call once, when the daemon holds the state directory."""
+        for name in _DIRECTORIES:
+            (self.state_dir / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        beneath.empty(self.state_dir / "tmp")
+
+    def stage(self, name: str, bundle: Path) -> StoredVersion:
+        """The next version of agent `name`, unpacked from `bundle` and on disk, but not current.
+
+        Raises OrpheusError for a bundle or agent.yaml that is refused; then nothing has changed.
+        """
+        agent_dir = self._agent_dir(name)
+        stage_dir = self.state_dir / "tmp" / f"stage-{secrets.token_hex(8)}"
+        stage_dir.mkdir(mode=0o700)
+        try:
+            unpack(bundle, stage_dir / "code")
+            manifest = parse_manifest((stage_dir / "code" / MANIFEST).read_text("utf-8-sig"))
+            if manifest.name != name:
+                raise OrpheusError(
+                    "invalid-request", f"cannot deploy as {name}: the bundle's agent.yaml names {manifest.name}")
+            record = {"deployed_at": time.time(), "manifest": manifest.model_dump(mode="json")}
+            _write(stage_dir / "manifest.json", json.dumps(record, indent=1))
+            (agent_dir / "versions").mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.workspace_dir(name).mkdir(mode=0o700, exist_ok=True)
+            number = self._next_number(name)
+            stage_dir.rename(agent_dir / "versions" / str(number))
+            sync_directory(agent_dir / "versions")
+        except BaseException:
+            beneath.remove(stage_dir)
+            raise
+        return self.load(name, number)
+
+    def write_env(self, name: str, number: int, env: Mapping[str, str]) -> None:
+        """Stores the version's environment, readable by the daemon's user alone."""
+        _write(self._version_dir(name, number) / "env.json", json.dumps(dict(env)))
+
+    def read_env(self, name: str, number: int) -> dict[str, str]:
+        try:
+            return dict(json.loads((self._version_dir(name, number) / "env.json").read_text("utf-8")))
+        except FileNotFoundError:
+            return {}
+
+    def set_venv(self, name: str, number: int, venv: str) -> StoredVersion:
+        """Notes which virtual environment the version uses."""
+        _write(self._version_dir(name, number) / "venv", venv)
+        return self.load(name, number)
+
+    def set_current(self, name: str, number: int) -> None:
+        """Makes a version the one that is used from now on, and after a restart."""
+        if not self._version_dir(name, number).is_dir():
+            raise OrpheusError("not-found", f"{name} has no version {number}")
+        _write(self._agent_dir(name) / "current", str(number))
+
+    def current(self, name: str) -> int | None:
+        """The number of the version in use, None when there is none."""
+        return _number(self._agent_dir(name) / "current")
+
+    def versions(self, name: str) -> list[int]:
+        """The numbers of the versions on disk, ascending."""
+        try:
+            names = [path.name for path in (self._agent_dir(name) / "versions").iterdir()]
+        except FileNotFoundError:
+            return []
+        return sorted(int(each) for each in names if each.isascii() and each.isdecimal())
+
+    def load(self, name: str, number: int) -> StoredVersion:
+        """One version as it is on disk. Raises OrpheusError(not-found), or (internal) when it is damaged."""
+        directory = self._version_dir(name, number)
+        try:
+            record = json.loads((directory / "manifest.json").read_text("utf-8"))
+            manifest = Manifest.model_validate(record["manifest"])
+            if not (directory / "code").is_dir():
+                raise FileNotFoundError("its code is missing")
+            venv = _read(directory / "venv")
+            return StoredVersion(name, number, manifest, float(record["deployed_at"]), directory, venv)
+        except (OSError, ValueError, TypeError, KeyError, ValidationError) as error:
+            if not directory.is_dir():
+                raise OrpheusError("not-found", f"{name} has no version {number}") from None
+            why = f"{error.error_count()} settings are not understood" if isinstance(error, ValidationError) else error
+            raise OrpheusError(
+                "internal", f"version {number} of {name} is damaged ({why}); deploy it again") from error
+
+    def list_agents(self) -> Listing:
+        """Every agent that has a current version. A folder that cannot be read is reported, and stops nothing."""
+        found = Listing([], [])
+        for path in sorted((self.state_dir / "agents").iterdir()):
+            if not AGENT_NAME.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
+                found.problems.append(f"{path.name!a} in {path.parent} is not an agent's folder; remove it")
+                continue
+            try:
+                number = self.current(path.name)
+                if number is not None:
+                    found.versions.append(self.load(path.name, number))
+            except OrpheusError as error:
+                found.problems.append(f"cannot start {path.name}: {error.message}")
+            except OSError as error:
+                found.problems.append(f"cannot start {path.name}: {error}")
+        return found
+
+    def discard(self, name: str, number: int) -> None:
+        """Removes a version that did not become current."""
+        if self.current(name) == number:
+            raise ValueError(f"version {number} of {name} is current")
+        beneath.remove(self._version_dir(name, number))
+        if not self.versions(name) and self.current(name) is None:
+            try:
+                self.workspace_dir(name).rmdir()
+            except OSError:  # somebody has put something there: it stays
+                pass
+
+    def prune(self, name: str, in_use: Collection[int] = ()) -> list[int]:
+        """Removes old versions: all but the current, the `KEPT_VERSIONS` newest others, and those `in_use`."""
+        current = self.current(name)
+        others = [number for number in self.versions(name) if number != current]
+        old = [number for number in others[:-KEPT_VERSIONS] if number not in in_use]
+        for number in old:
+            beneath.remove(self._version_dir(name, number))
+        return old
+
+    def remove_agent(self, name: str, purge: bool) -> None:
+        """Forgets an agent's versions; with `purge` its workspace, logs and numbering too."""
+        agent_dir = self._agent_dir(name)
+        if agent_dir.is_dir():
+            (agent_dir / "current").unlink(missing_ok=True)
+            sync_directory(agent_dir)
+            beneath.remove(agent_dir / "versions")
+        if purge:
+            for path in (agent_dir, self.workspace_dir(name), self.logs_dir(name)):
+                beneath.remove(path)
+
+    def venvs_in_use(self) -> set[str]:
+        """The names of the virtual environments that some version refers to."""
+        found = (self.state_dir / "agents").glob("*/versions/*/venv")
+        return {text for text in map(_read, found) if text}
+
+    def workspace_dir(self, name: str) -> Path:
+        return self.state_dir / "workspaces" / _checked(name)
+
+    def logs_dir(self, name: str) -> Path:
+        return self.state_dir / "logs" / _checked(name)
+
+    def workspace_info(self, name: str) -> beneath.Measured:
+        """What the workspace holds, counted up to a million entries. Raises OrpheusError(not-found)."""
+        try:
+            return beneath.measure(self.workspace_dir(name))
+        except OSError as error:
+            raise self._no_workspace(name, error) from error
+
+    def workspace_clean(self, name: str) -> beneath.Emptied:
+        """Removes all that the workspace holds, and keeps the directory: running workers have it mounted."""
+        try:
+            return beneath.empty(self.workspace_dir(name))
+        except OSError as error:
+            raise self._no_workspace(name, error) from error
+
+    def _no_workspace(self, name: str, error: OSError) -> OrpheusError:
+        if isinstance(error, FileNotFoundError):
+            return OrpheusError("not-found", f"{name} has no workspace; it gets one with its first deploy")
+        return OrpheusError("internal", f"cannot open the workspace of {name}: {error.strerror}")
+
+    def _agent_dir(self, name: str) -> Path:
+        return self.state_dir / "agents" / _checked(name)
+
+    def _version_dir(self, name: str, number: int) -> Path:
+        return self._agent_dir(name) / "versions" / str(int(number))
+
+    def _next_number(self, name: str) -> int:
+        last = self._agent_dir(name) / "last"
+        number = max([_number(last) or 0, *self.versions(name)]) + 1
+        _write(last, str(number))
+        return number
+
+
+def _checked(name: str) -> str:
+    if not AGENT_NAME.fullmatch(name):
+        raise OrpheusError("invalid-request", f"{name[:80]!a} is not an agent's name")
+    return name
+
+
+def _write(path: Path, text: str) -> None:
+    """Replaces a small file at once: readers, and a restart after a loss of power, see the old text or the new."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(fd)
+    temporary.rename(path)
+    sync_directory(path.parent)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8").strip()
+    except FileNotFoundError:
+        return ""
+
+
+def _number(path: Path) -> int | None:
+    text = _read(path)
+    if not text:
+        return None
+    if not (text.isascii() and text.isdecimal()):
+        raise OrpheusError("internal", f"{path} should hold a number; deploy the agent again")
+    return int(text)

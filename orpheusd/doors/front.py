@@ -1,0 +1,109 @@
+"""The HTTP front doors as processes: one listening socket, held by the daemon, and N processes that serve it.
+
+Because the daemon holds the socket, a door that dies loses the requests it had and no others: connections wait
+in the socket until the next door accepts them. A door talks to the daemon over a socket pair that carries the
+rights to read and run, and nothing more. What a door does with HTTP is no business of this file.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+
+from orpheusd.config import http_address
+from orpheusd.doors.control import ControlDoor
+from orpheusd.errors import OrpheusError
+from orpheusd.operations import Access
+from orpheusd.process.pidfds import PidFd
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 1024
+#: A door that dies at once is started again after this long, doubling up to the second number.
+RESTART_FIRST_S = 0.1
+RESTART_MOST_S = 10.0
+#: A door that lived this long was well.
+WELL_S = 30.0
+
+
+def bind(address: str) -> socket.socket:
+    """The listening socket for `address`. Raises OrpheusError(conflict) when somebody else has it."""
+    host, port = http_address(address)
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise OrpheusError("conflict", f"cannot listen on {address}: {error.strerror}; is another orpheusd running? "
+                                       "choose another address with --http, or use --no-http") from error
+    return sock
+
+
+class FrontDoors:
+    """Invariant: while open, `count` doors run or wait to be restarted."""
+
+    def __init__(self, control: ControlDoor, sock: socket.socket, count: int) -> None:
+        self._control = control
+        self._sock = sock
+        self._count = count
+        self._processes: dict[int, PidFd] = {}
+        self._keepers: list[asyncio.Task[None]] = []
+
+    def open(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._keepers = [loop.create_task(self._keep()) for _ in range(self._count)]
+
+    async def close(self, grace_s: float) -> None:
+        """Ask the doors to finish what they have, then kill those that have not after `grace_s`."""
+        for process in self._processes.values():
+            process.send_signal(signal.SIGTERM)
+        for keeper in self._keepers:
+            keeper.cancel()
+        try:
+            async with asyncio.timeout(grace_s):
+                await asyncio.gather(*(process.wait(None) for process in self._processes.values()))
+        except TimeoutError:
+            log.warning("a front door did not leave within %g s and was killed", grace_s)
+        for pid, process in self._processes.items():
+            process.send_signal(signal.SIGKILL)
+            with suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+            process.close()
+        self._sock.close()
+
+    async def _keep(self) -> None:
+        loop = asyncio.get_running_loop()
+        delay_s = RESTART_FIRST_S
+        while True:
+            started_at = loop.time()
+            process = await self._start()
+            await process.wait(None)
+            _, status = os.waitpid(process.pid, 0)
+            del self._processes[process.pid]
+            process.close()
+            delay_s = RESTART_FIRST_S if loop.time() - started_at > WELL_S else min(delay_s * 2, RESTART_MOST_S)
+            code = os.waitstatus_to_exitcode(status)
+            log.error("a front door ended (%s); the next one starts in %g s", code, delay_s)
+            await asyncio.sleep(delay_s)
+
+    async def _start(self) -> PidFd:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            listen_fd, control_fd = self._sock.fileno(), theirs.fileno()
+            process = subprocess.Popen(
+                [sys.executable, "-m", "orpheusd.doors.http", "--listen-fd", str(listen_fd), "--control-fd",
+                 str(control_fd)],
+                stdin=subprocess.DEVNULL, pass_fds=(listen_fd, control_fd), start_new_session=True)  # fmt: skip
+        held = self._processes[process.pid] = PidFd(process.pid)
+        # reaped through its pid below; told so, that it does not complain of a child left running
+        process.returncode = 0
+        ours.setblocking(False)
+        await self._control.adopt(ours, "http", Access.RUN)
+        return held

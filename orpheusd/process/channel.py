@@ -1,0 +1,100 @@
+"""A channel: one connection between the daemon and a template or a worker.
+
+It turns bytes into messages and messages into bytes, and holds the process at the other end by a pidfd from
+the moment it connects. Whom it belongs to is the business of `orpheusd.process.processes`.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+import orjson
+
+from orpheusd.process.pidfds import PidFd
+from orpheusd.wire.worker import Message, ProtocolViolation, Role, WorkerLink
+
+#: A process that dials home says hello at once; one that has not by now never will.
+HELLO_TIMEOUT_S = 5.0
+
+
+class Listener(Protocol):
+    """Who is told what happens on channels."""
+
+    def heard(self, channel: "Channel", message: Message) -> None: ...
+
+    def violated(self, channel: "Channel", detail: str) -> None: ...
+
+    def closed(self, channel: "Channel") -> None: ...
+
+
+class Channel(asyncio.Protocol):
+    """Invariant: `owner` is "" until a hello was believed; after `closed` was told nothing more is heard."""
+
+    def __init__(self, listener: Listener, home: str) -> None:
+        self.home = home
+        self.owner = ""
+        self.process: PidFd | None = None
+        self._listener = listener
+        self._link = WorkerLink(Role.SUPERVISOR, orjson.loads, orjson.dumps)
+        self._transport: asyncio.Transport | None = None
+        self._hello_timer: asyncio.TimerHandle | None = None
+        self._broken = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        try:
+            self.process = PidFd.of_peer(transport.get_extra_info("socket"))
+        except OSError:
+            self._transport.abort()
+            return
+        self._hello_timer = asyncio.get_running_loop().call_later(HELLO_TIMEOUT_S, self._no_hello)
+
+    def data_received(self, data: bytes) -> None:
+        if self._broken:
+            return
+        try:
+            messages = self._link.receive(data)
+        except ProtocolViolation as error:
+            self.violated(str(error))
+            return
+        for message in messages:
+            self._listener.heard(self, message)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.met()
+        self._listener.closed(self)
+
+    def say(self, type: str, fields: dict[str, Any], payload: bytes = b"") -> None:
+        """Send a message; nothing happens when the channel is closed: its end is told to the listener."""
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            transport.write(self._link.send(type, fields, payload))
+
+    def met(self) -> None:
+        """The hello was believed, or never will be."""
+        if self._hello_timer is not None:
+            self._hello_timer.cancel()
+            self._hello_timer = None
+
+    def violated(self, detail: str) -> None:
+        """Believe nothing more that comes from here."""
+        self._broken = True
+        self._listener.violated(self, detail)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    @property
+    def closing(self) -> bool:
+        return self._transport is None or self._transport.is_closing()
+
+    def _no_hello(self) -> None:
+        if not self.owner:
+            self.close()
+
+
+async def listen(path: str, listener: Listener, home: str) -> asyncio.AbstractServer:
+    """A server on the Unix socket `path` whose connections are channels of template `home`."""
+    factory: Callable[[], Channel] = lambda: Channel(listener, home)  # noqa: E731
+    return await asyncio.get_running_loop().create_unix_server(factory, path)

@@ -1,0 +1,251 @@
+"""Starts a template, listens to what it prints, and ends it with everything it started.
+
+It execs and never forks. It knows a template as a command and some processes: what is said over worker.sock is
+not its business, and the output here is only what is printed before, or past, that.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from contextlib import ExitStack
+from io import FileIO
+from pathlib import Path
+
+from orpheusd.process import survivors
+from orpheusd.process.pidfds import PidFd
+from orpheusd.process.sandbox import SANDBOX_TAG, Command
+
+#: The launch line is written into the pipe before anybody reads it, so it must fit: a pipe holds 64 KiB.
+LAUNCH_LINE_LIMIT_BYTES = 32 * 1024
+
+#: Longer lines are passed on in pieces.
+LINE_LIMIT_BYTES = 8 * 1024
+
+#: A template has little to say itself. After this much the pipe is closed: reading on would cost the daemon.
+OUTPUT_LIMIT_BYTES = 1024 * 1024
+
+#: bubblewrap tells its child's pid in milliseconds, before that child may run. A slow box gets this long.
+INFO_TIMEOUT_S = 5.0
+
+#: After SIGKILL, and for the last output after the exit (a stray process may hold the pipe open).
+SETTLE_S = 1.0
+
+
+async def launch_template(
+    command: Command, launch_line: bytes, on_output: Callable[[str], None]
+) -> "TemplateProcess":
+    """Start `command` with `launch_line` as all of its input; `on_output` gets each line it prints.
+
+    To be called from the main thread: what bubblewrap ties to its parent is tied to the thread. Raises OSError
+    when there is nothing to execute. A caller that is cancelled leaves no process behind.
+    """
+    launching = asyncio.get_running_loop().create_task(_launched(command, launch_line, on_output))
+    try:
+        return await asyncio.shield(launching)
+    except asyncio.CancelledError:
+        await asyncio.wait([launching])
+        if not launching.cancelled() and launching.exception() is None:
+            launching.result().kill()
+        raise
+
+
+class TemplateProcess:
+    """A started template: the process that was exec'd (`pid`) and, in a sandbox, its child that is pid 1 inside.
+
+    Invariant: it is reaped, and what it left behind is killed, whether or not anybody waits.
+    """
+
+    def __init__(self, process: "subprocess.Popen[bytes]", command: Command, output: "_Output") -> None:
+        self.pid = process.pid
+        self.inner_pid: int | None = None
+        self._process = process
+        self._outer = PidFd(process.pid)
+        self._inner: PidFd | None = None
+        self._output = output
+        self._sandboxed = command.sandboxed
+        self._tag = f"{SANDBOX_TAG}={command.env[SANDBOX_TAG]}" if SANDBOX_TAG in command.env else None
+        self._loop = asyncio.get_running_loop()
+        self._reaper = self._loop.create_task(self._reap())
+
+    async def wait(self) -> int:
+        """The exit code, negative for a signal, once no process of this template is left."""
+        return await asyncio.shield(self._reaper)
+
+    def kill(self) -> None:
+        """SIGKILL to all of it, at any moment of its life; `wait` tells when it is gone."""
+        if self._inner is not None and self._inner.send_signal(signal.SIGKILL):
+            # bubblewrap then reaps it and leaves by itself; killed at once, it would leave a zombie to init
+            self._loop.call_later(SETTLE_S, self._kill_outer)
+        else:
+            self._kill_outer()
+
+    def meet_inner(self, pid: int) -> None:
+        """Hold bubblewrap's child: to kill bubblewrap alone would leave that running."""
+        if (inner := _hold(pid)) is None:
+            return
+        if _belongs(pid, self.pid) and not self._outer.exited():
+            self._inner, self.inner_pid = inner, pid
+            return
+        if _belongs(pid, self.pid):
+            inner.send_signal(signal.SIGKILL)
+        inner.close()
+
+    def _kill_outer(self) -> None:
+        if not self._outer.send_signal(0):
+            return
+        if self._tag is not None:
+            # while it lives it is the parent of its orphans, tagged or not (PR_SET_CHILD_SUBREAPER)
+            survivors.kill_once(self._tag)
+        # not reaped, as its pidfd took a signal: the number is still its own and its group's
+        os.killpg(self.pid, signal.SIGKILL)
+
+    async def _reap(self) -> int:
+        await self._outer.wait(None)
+        code = self._process.wait()
+        if self._inner is not None:
+            self._inner.send_signal(signal.SIGKILL)
+            await self._inner.wait(SETTLE_S)
+            self._inner.close()
+            self._inner = None
+        if self._tag is not None:
+            await survivors.kill_tagged(self._tag)
+        await self._output.ended(SETTLE_S)
+        self._outer.close()
+        # bubblewrap reports a signal as shells do
+        return 128 - code if self._sandboxed and code > 128 else code
+
+
+async def _launched(command: Command, launch_line: bytes, on_output: Callable[[str], None]) -> TemplateProcess:
+    output = _Output(on_output)
+    with ExitStack() as stack:
+        stdin = stack.enter_context(_filled_pipe(launch_line))
+        info_read, info_write = map(stack.enter_context, _pipe())
+        output_read, output_write = _pipe()
+        stack.enter_context(output_write)
+        await asyncio.get_running_loop().connect_read_pipe(lambda: output, output_read)
+        info_fd = info_write.fileno()
+        options = ("--info-fd", str(info_fd)) if command.sandboxed else ()
+        try:
+            with command.opened(*options) as (argv, fds):
+                # not the loop's own: uvloop lets children inherit duplicates of their stdio and stray descriptors
+                process = subprocess.Popen(
+                    argv, env=command.env, cwd=command.cwd, start_new_session=True, stdin=stdin,
+                    stdout=output_write, stderr=output_write, pass_fds=(*fds, info_fd) if options else ())
+        except BaseException:
+            output.close()
+            raise
+        template = TemplateProcess(process, command, output)
+        info_write.close()  # so that a bubblewrap which ends without a word is heard to
+        try:
+            inner_pid = await _child_pid(info_read.fileno())
+        except BaseException:
+            template.kill()
+            raise
+        if inner_pid is not None:
+            template.meet_inner(inner_pid)
+        return template
+
+
+class _Output(asyncio.Protocol):
+    """The read end of a template's stdout and stderr. Bounded in line length and in total."""
+
+    def __init__(self, on_line: Callable[[str], None]) -> None:
+        self._on_line = on_line
+        self._rest = b""
+        self._left_bytes = OUTPUT_LIMIT_BYTES
+        self._transport: asyncio.BaseTransport | None = None
+        self._closed = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data[: self._left_bytes]).split(b"\n")
+        self._left_bytes -= len(data)
+        for line in lines:
+            self._tell(line)
+        while len(self._rest) >= LINE_LIMIT_BYTES:
+            self._tell(self._rest[:LINE_LIMIT_BYTES])
+            self._rest = self._rest[LINE_LIMIT_BYTES:]
+        if self._left_bytes <= 0:
+            self._tell(self._rest)
+            self._rest = b""
+            self._on_line(f"(more than {OUTPUT_LIMIT_BYTES} bytes of output: the rest is not read)")
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._tell(self._rest)
+        self._rest = b""
+        if not self._closed.done():
+            self._closed.set_result(None)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    async def ended(self, timeout_s: float) -> None:
+        """Read to the end, but no longer than `timeout_s`."""
+        await asyncio.wait([self._closed], timeout=timeout_s)
+        self.close()
+
+    def _tell(self, line: bytes) -> None:
+        for start in range(0, len(line), LINE_LIMIT_BYTES):
+            self._on_line(line[start : start + LINE_LIMIT_BYTES].decode("utf-8", "replace"))
+
+
+def _pipe() -> tuple[FileIO, FileIO]:
+    read_end, write_end = os.pipe()
+    return FileIO(read_end, "rb"), FileIO(write_end, "wb")
+
+
+def _filled_pipe(line: bytes) -> FileIO:
+    """The read end of a pipe that holds `line` and then ends."""
+    if len(line) > LAUNCH_LINE_LIMIT_BYTES:
+        raise ValueError(f"a launch line of {len(line)} bytes does not fit into a pipe")
+    read_end, write_end = _pipe()
+    with write_end:
+        write_end.write(line.rstrip(b"\n") + b"\n")
+    return read_end
+
+
+async def _child_pid(info_fd: int) -> int | None:
+    """What bubblewrap writes to --info-fd, or None when it ended without."""
+    loop = asyncio.get_running_loop()
+    told: asyncio.Future[bytes] = loop.create_future()
+    written = b""
+
+    def read() -> None:
+        nonlocal written
+        piece = os.read(info_fd, 4096)
+        written += piece
+        if (not piece or b"}" in piece) and not told.done():
+            told.set_result(written)
+
+    loop.add_reader(info_fd, read)
+    try:
+        async with asyncio.timeout(INFO_TIMEOUT_S):
+            pid = json.loads(await told)["child-pid"]
+    except (TimeoutError, ValueError, KeyError, TypeError):
+        return None
+    finally:
+        loop.remove_reader(info_fd)
+    return pid if isinstance(pid, int) else None
+
+
+def _belongs(pid: int, outer_pid: int) -> bool:
+    """Whether `pid` is bubblewrap's child, and not a stranger who got the number of a dead one."""
+    try:
+        _, parent, _, session = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[:4]
+    except OSError:
+        return False
+    return outer_pid in (int(parent), int(session))
+
+
+def _hold(pid: int) -> PidFd | None:
+    try:
+        return PidFd(pid)
+    except ProcessLookupError:
+        return None

@@ -1,0 +1,127 @@
+"""Processes held by a descriptor, and who sits at the other end of a Unix socket.
+
+A pid is a number that the kernel gives away again; a pidfd is the process itself. It knows nothing of workers
+or templates, and never signals a bare number.
+"""
+
+import asyncio
+import errno
+import os
+import select
+import signal
+import socket
+import struct
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+#: Linux 6.5; socket.h has it, Python's socket module does not yet.
+SO_PEERPIDFD = 77
+
+_CREDENTIALS = struct.Struct("3i")
+
+
+class Descriptor(Protocol):
+    """Anything with a file descriptor: a socket, or what a uvloop transport calls its socket."""
+
+    def fileno(self) -> int: ...
+
+
+class Peer(NamedTuple):
+    """Who connected: credentials at the time of connect(), the pid as seen from here (0: not visible here)."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+class PidFd:
+    """One process, held so that its pid cannot come to mean another.
+
+    Invariant: until `close`, every method speaks about the process that had `pid` when this was opened, dead or alive.
+    """
+
+    __slots__ = ("_fd", "_loop", "pid")
+
+    def __init__(self, pid: int, fd: int | None = None) -> None:
+        """Hold `pid`, through `fd` if a pidfd of it is at hand. Raises ProcessLookupError when it does not exist."""
+        self.pid = pid
+        self._fd = os.pidfd_open(pid) if fd is None else fd
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @classmethod
+    def of_peer(cls, sock: Descriptor) -> "PidFd":
+        """Hold the process that connected `sock`. Raises ProcessLookupError when it is gone or not visible here.
+
+        Where the kernel tells no more than the number (before Linux 6.5), a peer that died since it connected may be
+        confused with the next owner of its pid: the nonce in its hello has to tell.
+        """
+        pid = peer_of(sock).pid
+        if pid <= 0:
+            raise ProcessLookupError("the peer is not visible in this pid namespace")
+        with socket.socket(fileno=os.dup(sock.fileno())) as own:
+            try:
+                return cls(pid, own.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD))
+            except OSError as error:
+                if error.errno != errno.ENOPROTOOPT:
+                    raise ProcessLookupError(f"the peer (pid {pid}) is gone: {error}") from error
+        return cls(pid)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def send_signal(self, number: int) -> bool:
+        """Whether the signal was sent: False when the process has been reaped (a zombie still takes signals)."""
+        if self._fd < 0:
+            return False
+        try:
+            signal.pidfd_send_signal(self._fd, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def exited(self) -> bool:
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def watch(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+        """Call `callback` once, from `loop`, when the process exits; at the next turn when it already has."""
+
+        def fire() -> None:
+            self.unwatch()
+            callback()
+
+        self.unwatch()
+        loop.add_reader(self._fd, fire)
+        self._loop = loop
+
+    def unwatch(self) -> None:
+        if self._loop is not None:
+            self._loop.remove_reader(self._fd)
+            self._loop = None
+
+    async def wait(self, timeout_s: float | None) -> bool:
+        """Whether the process exited within `timeout_s` (None: for as long as it takes). Replaces another watch."""
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+        self.watch(loop, lambda: None if ended.done() else ended.set_result(None))
+        try:
+            async with asyncio.timeout(timeout_s):
+                await ended
+        except TimeoutError:
+            return self.exited()
+        finally:
+            self.unwatch()
+        return True
+
+    def close(self) -> None:
+        self.unwatch()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def peer_of(sock: Descriptor) -> Peer:
+    """Who connected `sock`, a Unix socket (unix(7), SO_PEERCRED)."""
+    with socket.socket(fileno=os.dup(sock.fileno())) as own:
+        return Peer(*_CREDENTIALS.unpack(own.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)))

@@ -1,0 +1,378 @@
+"""Templates and workers as processes: started, dialled home, signalled, and proved dead.
+
+It carries out the supervisor's orders about processes and reports what became of them as events. It decides
+nothing: not when to start one, nor what its death means.
+
+A worker is reported as exited only after its channel reached EOF and its death was proved, by its pidfd or by
+the template that reaped it; a busy loop may otherwise see the exit before the last message.
+"""
+
+import asyncio
+import secrets
+import shutil
+import signal
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+
+from orpheusd.core import events as ev
+from orpheusd.process.channel import Channel, listen
+from orpheusd.process.launch import TemplateProcess, launch_template
+from orpheusd.process.monitor import Monitor
+from orpheusd.process.sandbox import SOCKET_NAME, Interpreter, Isolation, RuntimeLib, TemplateSpec, template_argv
+from orpheusd.wire.worker import PROTOCOL_VERSION, Message
+
+#: After a worker's death is proved: how long its last words may take, and the template's word on its status.
+LAST_WORDS_S = 1.0
+STATUS_S = 0.5
+#: What a template prints before it can speak is kept for the error that its failure becomes.
+KEPT_OUTPUT_LINES = 20
+
+DOORBELL = signal.SIGUSR1
+
+
+class Plan(NamedTuple):
+    """What is needed to start a template of one agent version. `setup` is told to the template, secrets included."""
+
+    agent: str
+    code_dir: Path
+    workspace_dir: Path
+    venv_dir: Path | None
+    network: bool
+    setup: dict[str, Any]
+
+
+class Sinks(NamedTuple):
+    """Where things go that are heard: events of the core, and what belongs to runs."""
+
+    event: Callable[[ev.Event], None]
+    ended: Callable[[str, Message], None]
+    output: Callable[[str, Message], None]
+    log: Callable[[str, Message], None]
+    note: Callable[[str, str], None]
+
+
+class _Template:
+    """Invariant: its server and directory exist until the process is reaped."""
+
+    def __init__(self, id: str, plan: Plan) -> None:
+        self.id = id
+        self.plan = plan
+        self.nonce = secrets.token_hex(16)
+        self.channel: Channel | None = None
+        self.process: TemplateProcess | None = None
+        self.output: deque[str] = deque(maxlen=KEPT_OUTPUT_LINES)
+        self.setup: dict[str, Any] = {}
+        self.kill_wanted = False
+
+
+class _Worker:
+    """Invariant: `eof` and `dead` are facts; it is reported as exited once both are, and then forgotten."""
+
+    def __init__(self, id: str, template: _Template) -> None:
+        self.id = id
+        self.template = template
+        self.nonce = secrets.token_hex(16)
+        self.channel: Channel | None = None
+        self.status: int | None = None
+        self.eof = False
+        self.dead = False
+        self.waited = False
+        self.kill_wanted = False
+
+
+class Processes:
+    """Every process of every agent. Invariant: what is in `_templates` or `_workers` has not been reported dead."""
+
+    def __init__(
+        self, runtime_dir: Path, isolation: Isolation, interpreter: Interpreter, lib: RuntimeLib, sinks: Sinks
+    ) -> None:
+        self.monitor = Monitor()
+        self._runtime_dir = runtime_dir
+        self._isolation = isolation
+        self._interpreter = interpreter
+        self._lib = lib
+        self._sinks = sinks
+        self._templates: dict[str, _Template] = {}
+        self._workers: dict[str, _Worker] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._heard: dict[str, Callable[[Channel, Message], None]] = {
+            "ended": lambda channel, message: self._sinks.ended(channel.owner, message),
+            "output": lambda channel, message: self._sinks.output(channel.owner, message),
+            "log": self._heard_log,
+            "hello": self._heard_hello,
+            "ready": self._heard_ready,
+            "failed": self._heard_failed,
+            "exited": self._heard_exited,
+        }
+
+    # Orders
+
+    def start_template(self, id: str, plan: Plan) -> None:
+        template = self._templates[id] = _Template(id, plan)
+        task = asyncio.get_running_loop().create_task(self._live(template))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def stop_template(self, id: str) -> None:
+        template = self._templates.get(id)
+        if template is None:
+            return
+        if template.channel is not None:
+            template.channel.say("stop", {})
+        else:
+            self.kill_template(id)
+
+    def kill_template(self, id: str) -> None:
+        template = self._templates.get(id)
+        if template is None:
+            return
+        template.kill_wanted = True
+        if template.process is not None:
+            template.process.kill()
+
+    def fork(self, template_id: str, worker_id: str) -> None:
+        template = self._templates.get(template_id)
+        if template is None or template.channel is None:
+            self._sinks.event(ev.WorkerExited(worker_id, "its template is gone"))
+            return
+        worker = self._workers[worker_id] = _Worker(worker_id, template)
+        template.channel.say("fork", {"worker_id": worker_id, "nonce": worker.nonce})
+
+    def stop(self, worker_id: str) -> None:
+        worker = self._workers.get(worker_id)
+        if worker is None:
+            return
+        if worker.channel is not None:
+            worker.channel.say("stop", {})
+        else:
+            self.kill(worker_id)
+
+    def kill(self, worker_id: str) -> None:
+        worker = self._workers.get(worker_id)
+        if worker is None:
+            return
+        if worker.channel is not None and worker.channel.process is not None:
+            worker.channel.process.send_signal(signal.SIGKILL)
+        elif worker.kill_wanted:
+            # asked twice and never seen: only its template knows which process it is
+            self.kill_template(worker.template.id)
+        worker.kill_wanted = True
+
+    def run(self, worker_id: str, fields: dict[str, Any], payload: bytes) -> None:
+        worker = self._workers.get(worker_id)
+        if worker is not None and worker.channel is not None:
+            worker.channel.say("run", fields, payload)
+
+    def cancel(self, worker_id: str, run_id: str, reason: str) -> None:
+        """Say it on the channel, then ring: a handler that computes does not read its channel."""
+        worker = self._workers.get(worker_id)
+        if worker is None or worker.channel is None or worker.channel.process is None:
+            return
+        worker.channel.say("cancel", {"run_id": run_id, "reason": reason})
+        worker.channel.process.send_signal(DOORBELL)
+
+    def end_session(self, worker_id: str, session_id: str, reason: str) -> None:
+        worker = self._workers.get(worker_id)
+        if worker is not None and worker.channel is not None:
+            worker.channel.say("session_end", {"session_id": session_id, "reason": reason})
+
+    def pid(self, worker_id: str) -> int | None:
+        worker = self._workers.get(worker_id)
+        if worker is None or worker.channel is None or worker.channel.process is None:
+            return None
+        return worker.channel.process.pid
+
+    async def kill_all(self, timeout_s: float) -> None:
+        """Kill every template, and with it everything in its sandbox; wait `timeout_s` for them to be gone."""
+        for id in list(self._templates):
+            self.kill_template(id)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
+
+    # What channels tell
+
+    def heard(self, channel: Channel, message: Message) -> None:
+        if channel.owner or message.type == "hello":
+            self._heard[message.type](channel, message)
+
+    def violated(self, channel: Channel, detail: str) -> None:
+        if channel.owner in self._workers:
+            self._sinks.event(ev.WorkerMisbehaved(channel.owner, detail))
+            self.kill(channel.owner)
+        elif channel.owner in self._templates:
+            self._sinks.note(channel.owner, f"the template broke the protocol: {detail}")
+            self.kill_template(channel.owner)
+        else:
+            channel.close()
+
+    def closed(self, channel: Channel) -> None:
+        worker = self._workers.get(channel.owner)
+        if worker is not None and worker.channel is channel:
+            worker.eof = True
+            if not worker.dead and channel.process is not None:
+                # EOF without death: it closed its channel, and nobody can reach it any more
+                channel.process.send_signal(signal.SIGKILL)
+            self._conclude(worker)
+            return
+        template = self._templates.get(channel.owner)
+        if template is not None and template.channel is channel:
+            template.channel = None
+            self.kill_template(template.id)
+        if channel.process is not None:
+            channel.process.close()
+
+    def _heard_hello(self, channel: Channel, message: Message) -> None:
+        id, nonce = message.fields["id"], message.fields["nonce"]
+        if message.fields["protocol"] != PROTOCOL_VERSION:
+            channel.violated(f"it speaks protocol {message.fields['protocol']}, not {PROTOCOL_VERSION}")
+            return
+        known: _Template | _Worker | None
+        known = self._workers.get(id) if message.fields["role"] == "worker" else self._templates.get(id)
+        home = known.template.id if isinstance(known, _Worker) else id
+        if known is None or known.channel is not None or home != channel.home or known.nonce != nonce:
+            channel.close()
+            return
+        known.channel = channel
+        channel.owner = id
+        channel.met()
+        if channel.process is None:
+            return
+        if isinstance(known, _Template):
+            channel.say("setup", {}, orjson.dumps(known.setup))
+            return
+        loop = asyncio.get_running_loop()
+        channel.process.watch(loop, lambda: self._died(known))
+        self.monitor.register(id, channel.process.pid)
+        if known.kill_wanted:
+            channel.process.send_signal(signal.SIGKILL)
+
+    def _heard_ready(self, channel: Channel, message: Message) -> None:
+        if channel.owner in self._workers:
+            self._sinks.event(ev.WorkerReady(channel.owner))
+        else:
+            self._sinks.event(ev.TemplateReady(channel.owner))
+
+    def _heard_failed(self, channel: Channel, message: Message) -> None:
+        told = _error_text(message.payload)
+        if channel.owner in self._workers:
+            self._sinks.event(ev.WorkerFailed(channel.owner, told))
+        else:
+            self._sinks.event(ev.TemplateFailed(channel.owner, told))
+
+    def _heard_exited(self, channel: Channel, message: Message) -> None:
+        worker = self._workers.get(message.fields["worker_id"])
+        if worker is not None and worker.template.id == channel.owner:
+            worker.status = message.fields["status"]
+            worker.dead = True
+            if worker.channel is None:
+                worker.eof = True
+            self._conclude(worker)
+
+    def _heard_log(self, channel: Channel, message: Message) -> None:
+        worker_id = channel.owner if channel.owner in self._workers else message.fields["worker_id"]
+        self._sinks.log(worker_id, message)
+
+    # Deaths
+
+    def _died(self, worker: _Worker) -> None:
+        """The worker's pidfd fired. What it said may still be in the socket, and its status on the way."""
+        worker.dead = True
+        loop = asyncio.get_running_loop()
+        if not worker.eof:
+            loop.call_later(LAST_WORDS_S, self._give_up_on_eof, worker)
+        loop.call_later(STATUS_S, self._give_up_on_status, worker)
+        self._conclude(worker)
+
+    def _give_up_on_eof(self, worker: _Worker) -> None:
+        """Somebody the worker left behind holds its channel open."""
+        if not worker.eof and worker.channel is not None:
+            worker.channel.close()
+
+    def _give_up_on_status(self, worker: _Worker) -> None:
+        worker.waited = True
+        self._conclude(worker)
+
+    def _conclude(self, worker: _Worker) -> None:
+        if not (worker.eof and worker.dead and (worker.status is not None or worker.waited)):
+            return
+        if self._workers.pop(worker.id, None) is None:
+            return
+        if worker.channel is not None and worker.channel.process is not None:
+            worker.channel.process.close()
+        self.monitor.forget(worker.id)
+        self._sinks.event(ev.WorkerExited(worker.id, cause_of(worker.status)))
+
+    # A template's life
+
+    async def _live(self, template: _Template) -> None:
+        """From the first directory to the last: the whole life of a template process."""
+        link_dir = self._runtime_dir / "t" / template.id
+        server: asyncio.AbstractServer | None = None
+        cause = "it could not be started"
+        try:
+            link_dir.mkdir(mode=0o700, parents=True)
+            server = await listen(f"{link_dir}/{SOCKET_NAME}", self, template.id)
+            cause = await self._launch(template, link_dir)
+        except OSError as error:
+            cause = f"it could not be started: {error}"
+        finally:
+            if server is not None:
+                server.close()
+            if template.channel is not None:
+                template.channel.close()
+            shutil.rmtree(link_dir, ignore_errors=True)
+            self._templates.pop(template.id, None)
+        for worker in [w for w in self._workers.values() if w.template is template]:
+            worker.dead = True
+            if worker.channel is None:
+                worker.eof = worker.waited = True
+            self._conclude(worker)
+        self._sinks.event(ev.TemplateExited(template.id, cause))
+
+    async def _launch(self, template: _Template, link_dir: Path) -> str:
+        plan = template.plan
+        spec = TemplateSpec(
+            template.id, plan.agent, plan.code_dir, plan.workspace_dir, plan.venv_dir, link_dir, plan.network)
+        command = template_argv(self._isolation, self._interpreter, spec, self._lib)
+        template.setup = {
+            **plan.setup, "code_dir": command.code_dir, "workspace_dir": command.workspace_dir,
+            "isolation": self._isolation.mode}
+        line = orjson.dumps({"template_id": template.id, "nonce": template.nonce, "socket": command.socket})
+
+        def on_output(text: str) -> None:
+            template.output.append(text)
+            self._sinks.note(template.id, text)
+
+        template.process = await launch_template(command, line, on_output)
+        if template.kill_wanted:
+            template.process.kill()
+        status = await template.process.wait()
+        said = f": {template.output[-1]}" if template.output and status else ""
+        return f"{cause_of(status)}{said}"
+
+
+def cause_of(status: int | None) -> str:
+    """An exit status in words: a code, or the signal that killed."""
+    if status is None:
+        return "cause unknown"
+    if status >= 0:
+        return f"exit {status}"
+    try:
+        return f"signal {-status} ({signal.Signals(-status).name})"
+    except ValueError:
+        return f"signal {-status}"
+
+
+def _error_text(payload: bytes) -> str:
+    """What the sender of a `failed` said, as one message with the agent's own traceback after it."""
+    try:
+        error = orjson.loads(payload)
+        head = f"{error['type']}: {error['message']}" if error["type"] else str(error["message"])
+        traceback = str(error.get("traceback") or "").strip()
+    except (ValueError, TypeError, KeyError):
+        return "it gave no readable reason"
+    return f"{head}\n{traceback}" if traceback else head

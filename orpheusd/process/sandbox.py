@@ -1,0 +1,372 @@
+"""What a sandbox is made of: the exact command lines that start templates and builds, confined or not.
+
+It decides what is visible inside and turns that into arguments; it starts nothing itself (but the probe of
+`detect`) and knows nothing of workers, sockets or messages. Everything bubblewrap is told goes through
+`--args FD`, so that /proc/*/cmdline shows no path and no name.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import orpheusd
+from orpheusd.errors import OrpheusError
+
+CODE_DIR = "/agent"
+WORKSPACE_DIR = "/workspace"
+VENV_DIR = "/venv"
+LIB_DIR = "/run/orpheus/lib"
+LINK_DIR = "/run/orpheus/link"
+SOCKET_NAME = "worker.sock"
+
+#: The environment variable that marks every process of a template, for the sweep of survivors.
+SANDBOX_TAG = "ORPHEUS_SANDBOX"
+
+#: What a template runs. `{lib!r}` becomes the directory of the runtime's own code as seen by the template.
+BOOTSTRAP = "import sys; sys.path.insert(0, {lib!r}); from orpheusd.worker.template import main; main()"
+
+#: Private /tmp of an agent: room for temporary files, too little to starve the box of memory.
+TMP_LIMIT_BYTES = 256 * 1024 * 1024
+
+#: Private /tmp of a build: pip unpacks and compiles there, and the largest wheels are near 1 GB.
+BUILD_TMP_LIMIT_BYTES = 2 * 1024 * 1024 * 1024
+
+#: /dev/shm, for multiprocessing and the like; the size containers commonly get.
+SHM_LIMIT_BYTES = 64 * 1024 * 1024
+
+#: One uid inside, whoever runs the daemon: agents behave the same on every box and never see themselves as root.
+INSIDE_ID = 1000
+
+#: A working bubblewrap answers in 40 ms; one that has not by now hangs.
+PROBE_TIMEOUT_S = 2.0
+
+#: Where bubblewrap is looked for: never in the daemon's own PATH, which is its caller's.
+SEARCH_PATH = "/usr/local/bin:/usr/bin:/bin"
+
+#: Directories beside /usr that hold programs and libraries; on most systems symlinks into it.
+_SYSTEM_DIRS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+
+_TMP = "/tmp"  # noqa: S108 (inside it is private)
+_SHM = "/dev/shm"  # noqa: S108 (the same)
+
+#: The files of /etc that libraries need. Never a directory that also holds private keys.
+_ETC = (
+    "ld.so.cache", "localtime", "mime.types", "services", "protocols", "alternatives",
+    "ssl/certs", "ssl/cert.pem", "ssl/openssl.cnf", "ca-certificates", "ca-certificates.conf",
+    "pki/ca-trust/extracted", "pki/tls/certs", "pki/tls/cert.pem", "pki/tls/openssl.cnf", "crypto-policies",
+)
+
+
+class Isolation(NamedTuple):
+    """How agents are confined: `mode` is "bwrap" or "none", `reason` a sentence that says why."""
+
+    mode: str
+    reason: str
+    bwrap_path: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Interpreter:
+    """The Python that agents run on, and the directories outside /usr that it needs at their own place."""
+
+    executable: Path
+    binds: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeLib:
+    """The runtime's own code: (path below the lib directory, where it is installed).
+
+    `directory` holds the same layout as symlinks, for templates that see the host's own paths.
+    """
+
+    parts: tuple[tuple[str, Path], ...]
+    directory: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateSpec:
+    """One agent version's template. `link_dir` is the host directory that holds its worker.sock."""
+
+    template_id: str
+    agent: str
+    code_dir: Path
+    workspace_dir: Path
+    venv_dir: Path | None
+    link_dir: Path
+    network: bool
+
+
+class BuildPaths(NamedTuple):
+    """Where a build sees its things."""
+
+    venv_dir: str
+    requirements: str
+    cache_dir: str
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command ready to start through `opened()`.
+
+    Invariant: `argv` and `args_data` name a file descriptor only as a key of `data` or as ARGS_FD; `opened`
+    makes the descriptors. Without a sandbox `args_data` is empty. `socket`, `code_dir` and `workspace_dir`
+    are as seen by the command (empty for a build).
+    """
+
+    argv: list[str]
+    args_data: bytes
+    env: dict[str, str]
+    cwd: str
+    socket: str = ""
+    code_dir: str = ""
+    workspace_dir: str = ""
+    data: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def sandboxed(self) -> bool:
+        return bool(self.args_data)
+
+    @contextmanager
+    def opened(self, *options: str) -> Iterator[tuple[list[str], tuple[int, ...]]]:
+        """The final argv and the descriptors to pass; start the process inside the `with`, which closes them.
+
+        `options` are further bubblewrap options. Pass `env` and `cwd` of the command to the process as well.
+        """
+        numbers: dict[str, str] = {}
+        fds: list[int] = []
+        try:
+            for name, content in self.data.items():
+                fds.append(_memory_file(content))
+                numbers[name] = str(fds[-1])
+            if self.args_data:
+                words = self.args_data.decode("utf-8", "surrogateescape").split("\0")
+                known = "\0".join(numbers.get(word, word) for word in words)
+                fds.append(_memory_file(known.encode("utf-8", "surrogateescape")))
+                numbers[ARGS_FD] = str(fds[-1])
+            argv = [numbers.get(word, word) for word in self.argv]
+            yield [argv[0], *options, *argv[1:]] if self.args_data else argv, tuple(fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+
+#: Stands for the descriptor that carries `args_data`.
+ARGS_FD = "{fd:args}"
+
+
+def detect(wanted: str) -> Isolation:
+    """The isolation in force for the setting `wanted` ("auto", "bwrap" or "none"); really tries bubblewrap.
+
+    Raises OrpheusError(invalid-request) when bubblewrap is demanded and does not work.
+    """
+    if wanted == "none":
+        return Isolation("none", "isolation is switched off in the settings", None)
+    path = shutil.which("bwrap", path=SEARCH_PATH)
+    problem = f"bubblewrap is not installed (no bwrap in {SEARCH_PATH})" if path is None else _probe(path)
+    if path is not None and problem is None:
+        return Isolation("bwrap", "bubblewrap works here with every namespace", path)
+    if wanted == "bwrap":
+        raise OrpheusError("invalid-request", f"isolation is set to bwrap, but {problem}; {_remedy(path)}")
+    return Isolation("none", f"{problem}; {_remedy(path)}", None)
+
+
+def find_interpreter() -> Interpreter:
+    """The base interpreter of the running one: not the daemon's own virtual environment."""
+    executable = Path(os.path.realpath(sys.executable))
+    needed = {Path(os.path.realpath(prefix)) for prefix in (sys.base_prefix, sys.base_exec_prefix)}
+    if not any(executable.is_relative_to(prefix) for prefix in needed):
+        needed.add(executable.parent)
+    return Interpreter(executable, tuple(sorted(path for path in needed if not path.is_relative_to("/usr"))))
+
+
+def find_runtime_lib() -> RuntimeLib:
+    """The parts of the installed runtime that the inside needs: nothing of the daemon's own."""
+    package = Path(str(orpheusd.__file__)).resolve().parent
+    inside = ("__init__.py", "wire", "worker")
+    parts = [(f"orpheusd/{name}", package / name) for name in inside]
+    return RuntimeLib((*parts, ("workspace", package.parent / "workspace")))
+
+
+def make_lib_dir(path: Path) -> RuntimeLib:
+    """The runtime's code with `path` made to hold its layout as symlinks; what was there is replaced."""
+    lib = find_runtime_lib()
+    shutil.rmtree(path, ignore_errors=True)
+    for name, source in lib.parts:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).symlink_to(source)
+    return replace(lib, directory=path)
+
+
+def template_argv(
+    isolation: Isolation, interpreter: Interpreter, spec: TemplateSpec, lib: RuntimeLib, bootstrap: str = BOOTSTRAP
+) -> Command:
+    """The command that starts a template. `bootstrap` is its Python code, `{lib!r}` in it the lib directory."""
+    venv_dir = VENV_DIR if isolation.mode == "bwrap" else str(spec.venv_dir)
+    python = str(interpreter.executable) if spec.venv_dir is None else f"{venv_dir}/bin/python"
+    env = {
+        "PATH": f"{venv_dir}/bin:{SEARCH_PATH}" if spec.venv_dir is not None else SEARCH_PATH,
+        "LANG": "C.UTF-8",
+        SANDBOX_TAG: spec.template_id,
+    }
+    if isolation.mode != "bwrap":
+        if lib.directory is None:
+            raise ValueError("without a sandbox the runtime needs its lib directory; see make_lib_dir")
+        return Command(
+            [python, "-I", "-c", bootstrap.replace("{lib!r}", repr(str(lib.directory)))], b"", env,
+            str(spec.code_dir), f"{spec.link_dir}/{SOCKET_NAME}", str(spec.code_dir), str(spec.workspace_dir))
+    args = [*_namespaces(spec.network), "--as-pid-1", "--hostname", spec.agent]
+    args += _root(interpreter, spec.network, TMP_LIMIT_BYTES)
+    args += ["--ro-bind", str(spec.code_dir), CODE_DIR, "--bind", str(spec.workspace_dir), WORKSPACE_DIR]
+    if spec.venv_dir is not None:
+        args += ["--ro-bind", str(spec.venv_dir), VENV_DIR]
+    for name, source in lib.parts:
+        args += ["--ro-bind", str(source), f"{LIB_DIR}/{name}"]
+    args += ["--ro-bind", str(spec.link_dir), LINK_DIR, *_sealed(), "--chdir", CODE_DIR, *_environment(env)]
+    return Command(
+        [str(isolation.bwrap_path), "--args", ARGS_FD, "--", python, "-I", "-c",
+         bootstrap.replace("{lib!r}", repr(LIB_DIR))],
+        _joined(args), {}, "/", f"{LINK_DIR}/{SOCKET_NAME}", CODE_DIR, WORKSPACE_DIR,
+        _etc_data(spec.agent, spec.network))
+
+
+def build_paths(isolation: Isolation, venv_dir: Path, requirements: Path, cache_dir: Path) -> BuildPaths:
+    """The paths to use in the `command` of `build_argv`."""
+    if isolation.mode == "bwrap":
+        return BuildPaths(VENV_DIR, "/build/requirements.txt", "/cache")
+    return BuildPaths(str(venv_dir), str(requirements), str(cache_dir))
+
+
+def build_argv(  # noqa: PLR0917 (a build has that many parts)
+    isolation: Isolation,
+    interpreter: Interpreter,
+    venv_dir: Path,
+    requirements: Path,
+    cache_dir: Path,
+    extra_ro_binds: Sequence[Path],
+    env: Mapping[str, str],
+    command: Sequence[str],
+) -> Command:
+    """The command that runs `command` (whose paths come from `build_paths`) to build a virtual environment.
+
+    It has the network, and writes to the venv, the cache and a private /tmp only. `extra_ro_binds` are
+    bound at their own path. In a sandbox everything dies with the bubblewrap process, and that with the daemon.
+    """
+    whole_env = {"PATH": SEARCH_PATH, "LANG": "C.UTF-8", **env}
+    if isolation.mode != "bwrap":
+        return Command(list(command), b"", whole_env, str(venv_dir))
+    inside = build_paths(isolation, venv_dir, requirements, cache_dir)
+    args = [*_namespaces(network=True), "--die-with-parent", "--hostname", "build"]
+    args += _root(interpreter, network=True, tmp_limit_bytes=BUILD_TMP_LIMIT_BYTES)
+    args += ["--bind", str(venv_dir), inside.venv_dir, "--bind", str(cache_dir), inside.cache_dir]
+    args += ["--ro-bind", str(requirements), inside.requirements]
+    for path in extra_ro_binds:
+        args += ["--ro-bind", str(path), str(path)]
+    args += [*_sealed(), "--chdir", _TMP, *_environment({"HOME": _TMP, **whole_env})]
+    return Command(
+        [str(isolation.bwrap_path), "--args", ARGS_FD, "--", *command], _joined(args), {}, "/",
+        data=_etc_data("build", network=True))
+
+
+def _namespaces(network: bool) -> list[str]:
+    kinds = ["user", "pid", "ipc", "uts", "cgroup-try"] + ([] if network else ["net"])
+    ids = ["--uid", str(INSIDE_ID), "--gid", str(INSIDE_ID)]
+    return [*(f"--unshare-{kind}" for kind in kinds), *ids, "--new-session", "--clearenv", "--cap-drop", "ALL"]
+
+
+def _root(interpreter: Interpreter, network: bool, tmp_limit_bytes: int) -> list[str]:
+    args = ["--ro-bind", "/usr", "/usr"]
+    for path in map(Path, _SYSTEM_DIRS):
+        if path.is_symlink():
+            args += ["--symlink", str(path.readlink()), str(path)]
+        elif path.is_dir():
+            args += ["--ro-bind", str(path), str(path)]
+    args += ["--dir", "/etc", "--dir", "/run"]
+    for name in _ETC:
+        args += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
+    for name in _etc_data("", network):
+        args += ["--perms", "0444", "--file", name, f"/etc/{name[4:-1]}"]
+    if network and Path("/etc/resolv.conf").exists():
+        args += ["--ro-bind", os.path.realpath("/etc/resolv.conf"), "/etc/resolv.conf"]
+    args += ["--proc", "/proc", "--dev", "/dev", "--size", str(SHM_LIMIT_BYTES), "--perms", "1777"]
+    args += ["--tmpfs", _SHM, "--size", str(tmp_limit_bytes), "--perms", "1777", "--tmpfs", _TMP]
+    for path in interpreter.binds:
+        args += ["--ro-bind", str(path), str(path)]
+    return args
+
+
+def _sealed() -> list[str]:
+    """The last arguments. /dev and / are made by bubblewrap and stay writable until they are sealed.
+
+    /proc is sealed because of daemons that run as root: uid 0 of the host may write /proc/sys and
+    /proc/sysrq-trigger without any capability, whatever uid it has inside.
+    """
+    return ["--remount-ro", "/proc", "--remount-ro", "/dev", "--remount-ro", "/"]
+
+
+def _environment(env: Mapping[str, str]) -> list[str]:
+    return [word for name, value in env.items() for word in ("--setenv", name, value)]
+
+
+def _etc_data(hostname: str, network: bool) -> dict[str, bytes]:
+    """Generated files of /etc by descriptor name: the host's users and services are none of an agent's business."""
+    hosts = "127.0.0.1 localhost\n::1 localhost\n"
+    if network and Path("/etc/hosts").exists():
+        hosts = Path("/etc/hosts").read_text("utf-8", "replace").rstrip() + "\n"
+    files = {
+        "passwd": f"agent:x:{INSIDE_ID}:{INSIDE_ID}::{WORKSPACE_DIR}:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n",
+        "group": f"agent:x:{INSIDE_ID}:\nnogroup:x:65534:\n",
+        "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n",
+        "hosts": f"{hosts}127.0.1.1 {hostname}\n",
+    }
+    return {f"{{fd:{name}}}": text.encode() for name, text in files.items()}
+
+
+def _joined(args: Sequence[str]) -> bytes:
+    if any("\0" in word for word in args):
+        raise ValueError("an argument of a sandbox holds a NUL")
+    return "\0".join(args).encode("utf-8", "surrogateescape")
+
+
+def _memory_file(content: bytes) -> int:
+    fd = os.memfd_create("orpheus", os.MFD_CLOEXEC)
+    with open(fd, "wb", closefd=False) as stream:
+        stream.write(content)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def _probe(bwrap_path: str) -> str | None:
+    """What is wrong with bubblewrap here, or None. Runs the agents' own interpreter in the agents' own root."""
+    interpreter = find_interpreter()
+    args = [*_namespaces(network=False), "--die-with-parent", *_root(interpreter, False, TMP_LIMIT_BYTES), *_sealed()]
+    command = Command(
+        [bwrap_path, "--args", ARGS_FD, "--", str(interpreter.executable), "-I", "-S", "-c", ""],
+        _joined(args), {}, "/", data=_etc_data("probe", network=False))
+    try:
+        with command.opened() as (argv, fds):
+            done = subprocess.run(
+                argv, pass_fds=fds, env={}, cwd="/", timeout=PROBE_TIMEOUT_S, check=False,
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    except subprocess.TimeoutExpired:
+        return f"bubblewrap did not answer within {PROBE_TIMEOUT_S:g} s"
+    except OSError as error:
+        return f"bubblewrap cannot be started ({error})"
+    if done.returncode == 0:
+        return None
+    said = done.stderr.decode(errors="replace").strip().splitlines()
+    return f"bubblewrap does not work here ({said[-1] if said else f'exit status {done.returncode}'})"
+
+
+def _remedy(bwrap_path: str | None) -> str:
+    if bwrap_path is None:
+        return "install it (apt install bubblewrap)"
+    return (
+        "allow unprivileged user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, "
+        "kernel.apparmor_restrict_unprivileged_userns) and use bubblewrap 0.7 or newer")

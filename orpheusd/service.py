@@ -1,0 +1,260 @@
+"""The operations, carried out: one method for each row of `orpheusd.operations`, named after it.
+
+A method gets the call and its checked parameters. It returns the result, or a coroutine of it for what takes
+time, or None when it will answer through the call later. It knows nothing of sockets.
+"""
+
+import base64
+import binascii
+import os
+import time
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, Protocol
+
+import orjson
+
+import orpheusd
+from orpheusd import views
+from orpheusd.config import Config
+from orpheusd.core import events as ev
+from orpheusd.core.agent import Agent
+from orpheusd.deploy.versions import VersionStore
+from orpheusd.deployments import Deployments
+from orpheusd.engine import Engine, Outcome, Pending
+from orpheusd.errors import OrpheusError
+from orpheusd.logs import AgentLogs, Row
+from orpheusd.operations import INPUT_LIMIT_BYTES
+from orpheusd.process.sandbox import Isolation
+
+#: A piece of a bundle; in base64 and with its envelope it fits a control frame several times.
+PIECE_LIMIT_BYTES = 4 * 1024 * 1024
+
+Params = dict[str, Any]
+Later = Coroutine[Any, Any, dict[str, Any]]
+
+
+class Call(Protocol):
+    """Who asks, and how to answer."""
+
+    def answer(self, result: Any) -> None: ...
+
+    def refuse(self, error: OrpheusError) -> None: ...
+
+    def event(self, params: dict[str, Any]) -> None: ...
+
+    def on_gone(self, callback: Callable[[], None]) -> None: ...
+
+
+class Service:
+    """Invariant: every accepted call is answered or refused exactly once, unless its caller leaves."""
+
+    def __init__(
+        self, config: Config, isolation: Isolation, engine: Engine, deployments: Deployments, store: VersionStore,
+        logs: AgentLogs,
+    ) -> None:  # fmt: skip
+        self._config = config
+        self._isolation = isolation
+        self._engine = engine
+        self._deployments = deployments
+        self._store = store
+        self._logs = logs
+        self._started_at = time.monotonic()
+
+    # Runs
+
+    def run(self, call: Call, params: Params) -> None:
+        input, session_id = params["input"], params["session_id"]
+        if session_id is not None and isinstance(input, dict):
+            inside = input.get("session_id", session_id)
+            if inside != session_id:
+                raise OrpheusError("invalid-request", "the session id beside the input and the one in it differ; "
+                                                      "leave out `session_id` in the input")
+        run_id = new_run_id()
+        stream = params["stream"]
+        event = ev.RunRequested(
+            run_id, params["agent"], session_id, params["affinity"], params["overlap"],
+            params["require"] == "warm", params["timeout_s"])
+        if stream:
+            call.event({"event": "accepted", "data": {"request_id": run_id}})
+        self._engine.start_run(event, Pending(
+            _input_payload(input), partial(_answer_run, call), partial(_tell, call) if stream else None))
+
+    def run_cancel(self, call: Call, params: Params) -> dict[str, Any]:
+        run_id = params["run_id"]
+        if run_id not in self._engine.pending:
+            raise OrpheusError("not-found", f"there is no run {run_id} waiting or going on; it may be over already")
+        self._engine.feed(ev.CancelRequested(run_id))
+        return {"run_id": run_id, "cancelled": True}
+
+    # Agents
+
+    def agent_list(self, call: Call, params: Params) -> dict[str, Any]:
+        agents = self._engine.supervisor.agents
+        return {"agents": [views.agent_row(agents[name]) for name in sorted(agents)]}
+
+    def agent_show(self, call: Call, params: Params) -> dict[str, Any]:
+        agent = self._agent(params["agent"])
+        version = self._deployments.known(agent.id)
+        now = self._engine.now()
+        return {
+            **views.agent_row(agent),
+            "workers": [views.worker_row(w, self._engine.processes, now) for w in agent.workers.values()],
+            "handler": f"{version.manifest.module_name}:{version.manifest.entrypoint}",
+            "isolation": self._isolation.mode,
+            "deployed_at": version.deployed_at,
+            "settings": version.manifest.settings(),
+        }
+
+    def agent_stats(self, call: Call, params: Params) -> dict[str, Any]:
+        return views.agent_stats(self._agent(params["agent"]), self._engine.processes)
+
+    # Sessions
+
+    def session_list(self, call: Call, params: Params) -> dict[str, Any]:
+        agent = self._agent(params["agent"])
+        now = self._engine.now()
+        rows = [views.session_row(agent, id, session, now) for id, session in agent.sessions.newest(params["limit"])]
+        return {"sessions": rows, "total": len(agent.sessions)}
+
+    def session_show(self, call: Call, params: Params) -> dict[str, Any]:
+        agent, id = self._agent(params["agent"]), params["session_id"]
+        session = agent.sessions.get(id)
+        if session is None:
+            raise OrpheusError("not-found", f"{agent.id} has no session {id}; it has not been seen, or it has ended")
+        return {"agent": agent.id, **views.session_row(agent, id, session, self._engine.now())}
+
+    def session_end(self, call: Call, params: Params) -> dict[str, Any]:
+        shown = self.session_show(call, params)
+        if shown["running"] or shown["waiting"]:
+            raise OrpheusError("session-busy", f"session {shown['id']} has a run in progress; cancel it first")
+        self._engine.feed(ev.SessionEndRequested(shown["agent"], shown["id"]))
+        return {"id": shown["id"], "ended": True}
+
+    # Changes
+
+    def bundle_put(self, call: Call, params: Params) -> dict[str, Any]:
+        try:
+            piece = base64.b64decode(params["data"], validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise OrpheusError("invalid-request", f"bundle.put: `data` is not base64: {error}") from error
+        if len(piece) > PIECE_LIMIT_BYTES:
+            raise OrpheusError("too-large", f"bundle.put: a piece may have {PIECE_LIMIT_BYTES} bytes")
+        uploads = self._store.uploads
+        upload_id = params["upload_id"] or uploads.begin()
+        return {"upload_id": upload_id, "size_bytes": uploads.append(upload_id, piece)}
+
+    def bundle_inspect(self, call: Call, params: Params) -> Later:
+        return self._deployments.inspect(params["upload_id"])
+
+    def deploy(self, call: Call, params: Params) -> Later:
+        def step(event: str, name: str, text: str) -> None:
+            if params["stream"]:
+                call.event({"event": event, "data": {"step": name, "text": text}})
+
+        return self._deployments.deploy(params["upload_id"], params["env"], step)
+
+    async def undeploy(self, call: Call, params: Params) -> dict[str, Any]:
+        name, purge = params["agent"], params["purge"]
+        result = await self._deployments.undeploy(name, purge)
+        if purge:
+            await self._logs.forget(name)
+        return result
+
+    def restart(self, call: Call, params: Params) -> Later:
+        return self._deployments.restart(params["agent"])
+
+    # Logs and workspaces
+
+    async def logs(self, call: Call, params: Params) -> dict[str, Any] | None:
+        name, run_id, session_id = params["agent"], params["run_id"], params["session_id"]
+        self._deployments.known(name)
+
+        def tell(row: Row) -> None:
+            if run_id in (None, row["run_id"]) and session_id in (None, row["session_id"]):
+                call.event({"event": "log", "data": row})
+
+        lines = await self._logs.read(name, params["limit"], run_id, session_id)
+        if not params["stream"]:
+            return {"lines": lines}
+        for row in lines:
+            tell(row)
+        call.on_gone(self._logs.follow(name, tell))
+        return None
+
+    def workspace_info(self, call: Call, params: Params) -> dict[str, Any]:
+        info = self._store.workspace_info(params["agent"])
+        return {"path": str(self._store.workspace_dir(params["agent"])), **info._asdict()}
+
+    def workspace_clean(self, call: Call, params: Params) -> dict[str, Any]:
+        done = self._store.workspace_clean(params["agent"])
+        return {"path": str(self._store.workspace_dir(params["agent"])), "removed_files": done.files,
+                "removed_bytes": done.size_bytes, "left": done.left}  # fmt: skip
+
+    # The daemon
+
+    def status(self, call: Call, params: Params) -> dict[str, Any]:
+        return {
+            "version": orpheusd.__version__,
+            "pid": os.getpid(),
+            "uptime_s": self._uptime_s(),
+            "isolation": self._isolation.mode,
+            "isolation_reason": self._isolation.reason,
+            "state_dir": str(self._config.state_dir),
+            "runtime_dir": str(self._config.runtime_dir),
+            "http": self._config.http,
+            "agents": len(self._engine.supervisor.agents),
+            "workers": len(self._engine.supervisor.pool.workers),
+            "ready": not self._engine.supervisor.stopping,
+        }
+
+    def health(self, call: Call, params: Params) -> dict[str, Any]:
+        supervisor = self._engine.supervisor
+        state = "draining" if supervisor.stopping else "ok"
+        return {"status": state, "uptime_s": self._uptime_s(), "agents": len(supervisor.agents),
+                "workers": len(supervisor.pool.workers)}  # fmt: skip
+
+    def metrics(self, call: Call, params: Params) -> dict[str, Any]:
+        text = views.metrics_text(self._engine.supervisor, self._engine.processes, self._uptime_s())
+        return {"text": text}
+
+    def _agent(self, name: str) -> Agent:
+        self._deployments.known(name)
+        return self._engine.supervisor.agents[name]
+
+    def _uptime_s(self) -> float:
+        return round(time.monotonic() - self._started_at, 3)
+
+
+def new_run_id() -> str:
+    """Unique, and sorted by time: milliseconds since the epoch, then 40 random bits."""
+    return f"r-{time.time_ns() // 1_000_000:012x}{os.urandom(5).hex()}"
+
+
+def _input_payload(input: Any) -> bytes:
+    try:
+        payload = orjson.dumps(input)
+    except orjson.JSONEncodeError as error:
+        raise OrpheusError("invalid-request", f"the input cannot be passed on: {error}") from error
+    if len(payload) > INPUT_LIMIT_BYTES:
+        raise OrpheusError("too-large", f"the input has {len(payload)} bytes of JSON; at most {INPUT_LIMIT_BYTES} may "
+                                        "be sent: put large data into the workspace and send its name")
+    return payload
+
+
+def _answer_run(call: Call, outcome: Outcome) -> None:
+    session = None
+    if outcome.session_id is not None:
+        session = {"id": outcome.session_id, "context": outcome.context, "turn": outcome.turn}
+    facts = {"request_id": outcome.run_id, "duration_ms": outcome.duration_ms, "worker_id": outcome.worker_id,
+             "session": session}  # fmt: skip
+    if not outcome.code:
+        call.answer({**facts, "result": orjson.Fragment(outcome.result)})
+        return
+    if outcome.error:
+        facts.update(error_type=outcome.error.get("type"), traceback=outcome.error.get("traceback"))
+    call.refuse(OrpheusError(outcome.code, outcome.message or outcome.state, {**facts, "state": outcome.state}))
+
+
+def _tell(call: Call, name: str, params: dict[str, Any]) -> None:
+    call.event({"event": name, **params})
