@@ -1,0 +1,69 @@
+"""The operations table, its check of parameters, and the page made from it."""
+
+from pathlib import Path
+
+import pytest
+
+from orpheusd.errors import OrpheusError
+from orpheusd.operations import BY_NAME, KINDS, OPERATIONS, check_params
+from orpheusd.reference import reference
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = BY_NAME["run"]
+
+
+def test_the_page_is_what_the_table_makes() -> None:
+    page = (ROOT / "docs/operations.md").read_text()
+    assert page == reference(), "run: python -m orpheusd.reference > docs/operations.md"
+
+
+def test_names_routes_and_commands_are_unique() -> None:
+    names = [operation.name for operation in OPERATIONS]
+    routes = [operation.http for operation in OPERATIONS if operation.http]
+    commands = [operation.cli for operation in OPERATIONS if operation.cli]
+    for given in (names, routes, commands):
+        assert len(given) == len(set(given))
+
+
+def test_every_parameter_has_a_kind() -> None:
+    assert {param.kind for operation in OPERATIONS for param in operation.params} <= set(KINDS)
+
+
+def test_defaults_are_filled_in() -> None:
+    params = check_params(RUN, {"agent": "a", "input": None})
+    assert params["input"] is None
+    assert params["stream"] is False
+    assert params["session_id"] is None
+
+
+@pytest.mark.parametrize(("given", "says"), [
+    ({"input": 1}, "needs `agent`"),
+    ({"agent": "a"}, "needs `input`"),
+    ({"agent": "A", "input": 1}, "`agent` must be"),
+    ({"agent": 5, "input": 1}, "`agent` must be"),
+    ({"agent": "a", "input": 1, "sesion_id": "x"}, "did you mean `session_id`"),
+    ({"agent": "a", "input": 1, "timeout_s": 0}, "`timeout_s` must be"),
+    ({"agent": "a", "input": 1, "timeout_s": float("nan")}, "`timeout_s` must be"),
+    ({"agent": "a", "input": 1, "timeout_s": float("inf")}, "`timeout_s` must be"),
+    ({"agent": "a", "input": 1, "timeout_s": True}, "`timeout_s` must be"),
+    ({"agent": "a", "input": 1, "stream": 1}, "`stream` must be"),
+    ({"agent": "a", "input": 1, "overlap": "both"}, "one of allow, queue, reject, interrupt"),
+])
+def test_wrong_parameters_are_named(given: dict[str, object], says: str) -> None:
+    with pytest.raises(OrpheusError, match=says) as caught:
+        check_params(RUN, given)
+    assert caught.value.code == "invalid-request"
+
+
+@pytest.mark.parametrize("id", [
+    "", "a" * 129, "a\0b", "../x", ".", "-a", "_a", "a/b", "a b", "a\n", "a\r\n", "\u202eabc", "é", "e\u0301",
+    "😀", "a%2fb?", "\ud800", "ａ", "a;b",
+])  # fault 66
+def test_bad_session_ids_are_refused(id: str) -> None:
+    with pytest.raises(OrpheusError, match="session id"):
+        check_params(RUN, {"agent": "a", "input": 1, "session_id": id})
+
+
+@pytest.mark.parametrize("id", ["a", "0", "a" * 128, "user-123", "A.b_c:d@e-f", "u@example.org"])
+def test_good_session_ids_are_accepted(id: str) -> None:
+    assert check_params(RUN, {"agent": "a", "input": 1, "session_id": id})["session_id"] == id
