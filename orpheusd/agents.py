@@ -72,9 +72,13 @@ def parse_manifest(text: str, source: str = "agent.yaml") -> "Manifest":
     return manifest
 
 
-def _key(default: Any, meaning: str, allowed: str = "", shown: str = "", **bounds: Any) -> Any:
-    """A setting. `allowed` and `shown` replace the words made from its type, bounds and default."""
-    return Field(default, description=meaning, json_schema_extra={"allowed": allowed, "shown": shown}, **bounds)
+def _key(default: Any, meaning: str, allowed: str = "", shown: str = "", private: bool = False, **bounds: Any) -> Any:
+    """A setting. `allowed` and `shown` replace the words made from its type, bounds and default.
+
+    With `private` its values are kept out of errors.
+    """
+    return Field(default, description=meaning, json_schema_extra={
+        "allowed": allowed, "shown": shown, "private": "yes" if private else ""}, **bounds)
 
 
 def _seconds(value: Any) -> Any:
@@ -204,7 +208,8 @@ class Manifest(_Settings):
     scaling: Scaling = Field(default_factory=Scaling)
     session: Session = Field(default_factory=Session)
     env: dict[EnvName, EnvValue | None] = _key(
-        {}, "environment variables of the agent", f"{_ENV_RULE}; at most {ENV_LIMIT}", max_length=ENV_LIMIT)
+        {}, "environment variables of the agent", f"{_ENV_RULE}; at most {ENV_LIMIT}", private=True,
+        max_length=ENV_LIMIT)
     network: bool = _key(True, "whether the agent has the network")
     telemetry: Telemetry = Field(default_factory=Telemetry)
     engine: str | None = _key(None, "accepted and ignored: no model server is started", "text", max_length=256)

@@ -57,7 +57,16 @@ class Deployments:
         return {"name": manifest.name, "env_needed": needed, "warnings": manifest.warnings()}
 
     async def deploy(self, upload_id: str, env: dict[str, str], step: Step) -> dict[str, Any]:
-        """Raises OrpheusError with the reason; then nothing has changed but the version counter."""
+        """Raises OrpheusError with the reason; then nothing has changed but the version counter.
+
+        The upload is used up either way.
+        """
+        try:
+            return await self._deploy(upload_id, env, step)
+        finally:
+            self._store.uploads.drop(upload_id)
+
+    async def _deploy(self, upload_id: str, env: dict[str, str], step: Step) -> dict[str, Any]:
         manifest = await self._manifest(upload_id)
         name = manifest.name
         environment = manifest.resolved_env(env)
@@ -78,7 +87,6 @@ class Deployments:
             step("step", "switch", f"version {version.number} serves")
             self.deployed[name] = version
             await asyncio.to_thread(self._store.set_current, name, version.number)
-            self._store.uploads.drop(upload_id)
             await self._tidy(name)
         return {"name": name, "version": version.number, "isolation": self._isolation.mode, "warnings": warnings}
 

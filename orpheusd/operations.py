@@ -121,7 +121,8 @@ OPERATIONS: tuple[Operation, ...] = (
               ("GET", "/v1/agents/{agent}/sessions/{session_id}"), "session show"),
     Operation("session.end", Access.ADMIN, "end a session: its next run is new", (_AGENT, _SESSION),
               ("DELETE", "/v1/agents/{agent}/sessions/{session_id}"), "session end"),
-    Operation("bundle.put", Access.ADMIN, "send a piece of a bundle (a tar.gz of an agent's folder)", (
+    Operation("bundle.put", Access.ADMIN, "send a piece of a bundle (a tar.gz of an agent's folder); it is "
+              "kept until it is deployed, at most as long as the connection that began it", (
         _UPLOAD._replace(required=False, help="the upload this piece continues; without it a new one begins"),
         Param("data", "string", "the piece, in base64, at most 4 MiB decoded"),
     )),

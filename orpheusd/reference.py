@@ -35,7 +35,7 @@ def reference() -> str:
     """The whole page."""
     sections = [_section(operation) for operation in OPERATIONS]
     errors = [
-        f"| `{code}` | {outcome.http_status} | {outcome.exit_code} | {outcome.retry_after_s or '–'} |"
+        f"| `{code}` | {outcome.http_status} | {outcome.exit_code} | {outcome.retry_after_s or 'no'} |"
         for code, outcome in CODES.items()
     ]
     return HEAD + "\n" + "\n".join(sections) + ERRORS + "\n".join(errors) + "\n"

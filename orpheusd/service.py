@@ -45,6 +45,8 @@ class Call(Protocol):
 
     def on_gone(self, callback: Callable[[], None]) -> None: ...
 
+    def at_end(self, callback: Callable[[], None]) -> None: ...
+
 
 class Service:
     """Invariant: every accepted call is answered or refused exactly once, unless its caller leaves."""
@@ -91,7 +93,8 @@ class Service:
 
     def agent_list(self, call: Call, params: Params) -> dict[str, Any]:
         agents = self._engine.supervisor.agents
-        return {"agents": [views.agent_row(agents[name]) for name in sorted(agents)]}
+        deployed = sorted(self._deployments.deployed.keys() & agents.keys())
+        return {"agents": [views.agent_row(agents[name]) for name in deployed]}
 
     def agent_show(self, call: Call, params: Params) -> dict[str, Any]:
         agent = self._agent(params["agent"])
@@ -141,7 +144,10 @@ class Service:
         if len(piece) > PIECE_LIMIT_BYTES:
             raise OrpheusError("too-large", f"bundle.put: a piece may have {PIECE_LIMIT_BYTES} bytes")
         uploads = self._store.uploads
-        upload_id = params["upload_id"] or uploads.begin()
+        upload_id = params["upload_id"]
+        if upload_id is None:
+            upload_id = uploads.begin()
+            call.at_end(partial(uploads.drop, upload_id))
         return {"upload_id": upload_id, "size_bytes": uploads.append(upload_id, piece)}
 
     def bundle_inspect(self, call: Call, params: Params) -> Later:

@@ -89,6 +89,11 @@ class Agent:
         return self.started + len(self.rotation)
 
     @property
+    def unwanted(self) -> bool:
+        """Whether it is to go: it was removed, or its first version did not come to be."""
+        return self.state is AgentState.REMOVED or (self.current is None and self.candidate is None)
+
+    @property
     def empty(self) -> bool:
         """Whether no process of it is left."""
         return not self.workers and not self.templates

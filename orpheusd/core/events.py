@@ -75,10 +75,14 @@ class WorkerMisbehaved(NamedTuple):
 
 
 class WorkerExited(NamedTuple):
-    """The kernel has proved the worker dead, and everything it said has been heard."""
+    """The kernel has proved the worker dead, and everything it said has been heard.
+
+    `undelivered` are runs that it has provably never read, so that their handlers cannot have begun.
+    """
 
     worker: str
     cause: str
+    undelivered: frozenset[str] = frozenset()
 
 
 class RunRequested(NamedTuple):

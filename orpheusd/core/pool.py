@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from orpheusd.core.agent import Agent, AgentState
 from orpheusd.core.deadlines import Deadlines
+from orpheusd.core.deaths import mourn, resolve_lost
 from orpheusd.core.effects import (
     AgentRemoved,
     Effect,
@@ -148,7 +149,9 @@ class Pool:
         worker.failure = message
         self.kill(worker, now)
 
-    def worker_exited(self, agent: Agent, worker: Worker, cause: str, now: float) -> None:
+    def worker_exited(
+        self, agent: Agent, worker: Worker, cause: str, undelivered: frozenset[str], now: float
+    ) -> None:
         unasked = worker.failure or worker.state in (ProcessState.STARTING, ProcessState.READY)
         reason = worker.failure or f"its worker ended ({cause})"
         worker.move(ProcessState.EXITED)
@@ -157,8 +160,7 @@ class Pool:
         agent.idle.pop(worker.id, None)
         worker.template.workers -= 1
         self._deadlines.forget(worker)
-        self._resolve_lost_runs(agent, worker, cause, now)
-        self._router.home_died(agent, worker, now)
+        mourn(self._router, agent, worker, cause, undelivered, now)
         slot = worker.slot
         if worker.template is agent.candidate:
             self.refuse(agent, reason, now)
@@ -219,6 +221,8 @@ class Pool:
         """Hold what is against what is wanted, and start or stop what differs."""
         if agent.state is AgentState.ACTIVE and agent.current is not None:
             self._scale(agent, agent.current, now)
+        elif agent.state is AgentState.QUARANTINED and agent.waiting:
+            self._refuse_waiting(agent, "quarantined", quarantine_message(agent), now)
         for template in [t for t in agent.templates.values() if not t.workers] if len(agent.templates) > 1 else ():
             if template not in (agent.current, agent.candidate):
                 self._stop_template(template, now)
@@ -226,8 +230,7 @@ class Pool:
     def wind_down(self, agent: Agent, why: str, now: float) -> None:
         """Let everything of the agent go; `agent.empty` will say when it has gone."""
         self.refuse(agent, f"{agent.id} is {why}", now)
-        for run in list(agent.waiting.values()):
-            self._router.withdraw(agent, run, RunState.REJECTED, "draining", f"{agent.id} is {why}", now)
+        self._refuse_waiting(agent, "draining", f"{agent.id} is {why}", now)
         for worker in list(agent.workers.values()):
             self.retire(agent, worker, self._policy.drain_s, now)
         agent.slots.clear()
@@ -236,6 +239,7 @@ class Pool:
 
     def farewell(self, agent: Agent, now: float) -> bool:
         """While an agent winds down: stop templates that have no workers. True when nothing is left of it."""
+        self._refuse_waiting(agent, "draining", f"{agent.id} is going away", now)
         for template in list(agent.templates.values()):
             if not template.workers:
                 self._stop_template(template, now)
@@ -369,15 +373,10 @@ class Pool:
             agent.move(AgentState.QUARANTINED)
             agent.quarantined_until = now + QUARANTINE_S
             self._deadlines.arm(agent, agent.quarantined_until)
-            for run in list(agent.waiting.values()):
-                self._router.withdraw(agent, run, RunState.REJECTED, "quarantined", quarantine_message(agent), now)
 
-    def _resolve_lost_runs(self, agent: Agent, worker: Worker, cause: str, now: float) -> None:
-        for run in list(worker.runs.values()):
-            self._router.ended(agent, run, now)
-            state = _STATE_OF_STOPPED.get(run.stopping, RunState.CRASHED)
-            message = _MESSAGE_OF_STOPPED.get(run.stopping, f"the worker died while it ran this ({cause})")
-            self._router.resolve(agent, run, state, run.stopping or "worker-crashed", message, now)
+    def _refuse_waiting(self, agent: Agent, code: str, message: str, now: float) -> None:
+        for run in list(agent.waiting.values()):
+            self._router.withdraw(agent, run, RunState.REJECTED, code, message, now)
 
     def _overdue(self, agent: Agent, worker: Worker, now: float) -> None:
         """The worker's own deadline has passed: the next harder thing is done."""
@@ -390,16 +389,9 @@ class Pool:
                 self._router.stop(run, "cancelled", now)
         elif worker.state in (ProcessState.STOPPING, ProcessState.KILLING):
             if worker.state is ProcessState.KILLING:
-                self._resolve_lost_runs(agent, worker, "it has been killed and the kernel has not let it go yet", now)
+                resolve_lost(self._router, agent, worker, "it was killed, and the kernel has not let it go", now)
             self.kill(worker, now)
 
 
 def quarantine_message(agent: Agent) -> str:
     return f"{agent.id} is refused for a while because its workers keep dying: {agent.record.reason}"
-
-
-_STATE_OF_STOPPED = {"timed-out": RunState.TIMED_OUT, "cancelled": RunState.CANCELLED}
-_MESSAGE_OF_STOPPED = {
-    "timed-out": "the run took longer than its timeout, and its worker was killed",
-    "cancelled": "the run was cancelled, and its worker was killed because the handler did not stop",
-}

@@ -59,6 +59,7 @@ class Router:
         self._deadlines = deadlines
         self._grace_s = grace_s
         self._ticket = 0
+        self._taken_back: list[Lane] = []
         self.runs: dict[str, Run] = {}
 
     def submit(self, agent: "Agent", run: Run, now: float) -> None:
@@ -104,10 +105,34 @@ class Router:
             if lane is not None and lane.parked:
                 self._place(agent, lane, now)
 
+    def take_back(self, agent: "Agent", run: Run) -> None:
+        """A run was handed to a worker that died without having read it: it waits again, first in its lane.
+
+        As if it had never been handed over: a session that it had begun is not known any more. The lane gets its
+        place from `home_died`.
+        """
+        agent.started -= 1
+        if run.worker is not None:
+            run.worker.runs.pop(run.id, None)
+        if run.session is not None and run.entry is not None:
+            agent.sessions.take_back(run.session, run.entry)
+        run.move(RunState.QUEUED)
+        run.worker, run.entry, run.context = None, None, None
+        agent.waiting[run.id] = run
+        agent.waiting.move_to_end(run.id, last=False)
+        lane = agent.lanes.get(_key(run))
+        if lane is None:
+            lane = agent.lanes[_key(run)] = Lane(agent, _key(run), run.session)
+        self._unplace(agent, lane)
+        lane.runs.appendleft(run)
+        self._taken_back.append(lane)
+
     def home_died(self, agent: "Agent", worker: Worker, now: float) -> None:
         """`worker` is dead: whoever waited for it may go elsewhere."""
         agent.sessions.home_died(worker)
-        for lane in list(worker.lanes):
+        lanes = [*self._taken_back, *(lane for lane in worker.lanes if lane not in self._taken_back)]
+        self._taken_back.clear()
+        for lane in lanes:
             self._unplace(agent, lane)
             self._place(agent, lane, now)
 
@@ -150,6 +175,8 @@ class Router:
         run.move(state)
         self.runs.pop(run.id, None)
         agent.counts[state.value] += 1
+        if run.context is not None:
+            agent.contexts[run.context] += 1
         self._emit(Resolve(
             run.id, state.value, code, message, run.worker.id if run.worker else None, run.session, run.context,
             run.entry.turns if run.entry else 0, now - (run.started_at if run.worker else run.queued_at)))
@@ -270,7 +297,6 @@ class Router:
         turn = 0
         if run.session is not None:
             run.entry, run.context = agent.sessions.start(run.session, worker, now)
-            agent.contexts[run.context] += 1
             turn = run.entry.turns + 1
             if run.context in ("new", "lost"):
                 self._session_began(agent, lane, now)

@@ -26,8 +26,10 @@ class RunState(Enum):
 
 TRANSITIONS: dict[RunState, tuple[RunState, ...]] = {
     RunState.QUEUED: (RunState.STARTED, RunState.CANCELLED, RunState.EXPIRED, RunState.REJECTED),
+    # back to QUEUED only with proof that the worker never read the run
     RunState.STARTED: (
-        RunState.COMPLETED, RunState.FAILED, RunState.TIMED_OUT, RunState.CANCELLED, RunState.CRASHED),
+        RunState.QUEUED, RunState.COMPLETED, RunState.FAILED, RunState.TIMED_OUT, RunState.CANCELLED,
+        RunState.CRASHED),
     RunState.COMPLETED: (),
     RunState.FAILED: (),
     RunState.TIMED_OUT: (),

@@ -84,6 +84,12 @@ class SessionMap:
         if self._by_id.get(id) is session:
             self._by_id.move_to_end(id)
 
+    def take_back(self, id: str, session: Session) -> None:
+        """A run that `start` was told of has provably not started."""
+        session.running -= 1
+        if not session.turns and not session.running and self._by_id.get(id) is session:
+            self.end(id)
+
     def home_died(self, worker: Worker) -> None:
         """`worker` has exited: its sessions are homeless from now on. Constant work: they find out by themselves."""
         self.homeless += worker.sessions

@@ -81,7 +81,7 @@ class Supervisor:
         self._effects.append(effect)
 
     def _settle(self, agent: Agent, now: float) -> None:
-        if agent.state is AgentState.REMOVED or self.stopping:
+        if agent.unwanted or self.stopping:
             if self.pool.farewell(agent, now) and self.agents.get(agent.id) is agent:
                 del self.agents[agent.id]
                 self.deadlines.forget(agent)
@@ -105,14 +105,14 @@ class Supervisor:
             event.require_warm,
             event.timeout_s or (settings.timeout_s if settings else 0.0),
             settings.queue_timeout_s if settings else 0.0, now)  # fmt: skip
-        if agent is None or agent.state is not AgentState.ACTIVE or self.stopping:
+        if agent is None or agent.current is None or agent.state is not AgentState.ACTIVE or self.stopping:
             self._refuse_run(agent, run, now)
             return None
         self.router.submit(agent, run, now)
         return agent
 
     def _refuse_run(self, agent: Agent | None, run: Run, now: float) -> None:
-        if agent is None:
+        if agent is None or (agent.candidate is not None and agent.current is None):
             stranger = Agent(run.agent, _NOBODY)
             self.router.resolve(stranger, run, RunState.REJECTED, "not-found", f"there is no agent {run.agent}; "
                                 "`orpheusctl list` shows those there are", now)
@@ -187,7 +187,7 @@ class Supervisor:
         if worker is None:
             return None
         agent = self.agents[worker.agent]
-        self.pool.worker_exited(agent, worker, event.cause, now)
+        self.pool.worker_exited(agent, worker, event.cause, event.undelivered, now)
         return agent
 
     def _template_ready(self, event: ev.TemplateReady, now: float) -> Agent | None:

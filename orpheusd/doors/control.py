@@ -91,6 +91,10 @@ class Call:
         if self._connection.lost:
             callback()
 
+    def at_end(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when the caller's connection ends, whatever has become of this call."""
+        self._connection.at_end(callback)
+
     def abandoned(self) -> None:
         if self._gone is not None:
             self._gone()
@@ -108,6 +112,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._calls: set[Call] = set()
         self._full = False
+        self._last_acts: list[Callable[[], None]] = []
         self.lost = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -150,6 +155,14 @@ class Connection(asyncio.Protocol):
         calls, self._calls = self._calls, set()
         for call in calls:
             call.abandoned()
+        for act in self._last_acts:
+            act()
+
+    def at_end(self, callback: Callable[[], None]) -> None:
+        if self.lost:
+            callback()
+        else:
+            self._last_acts.append(callback)
 
     def pause_writing(self) -> None:
         self._full = True

@@ -28,12 +28,19 @@ class Listener(Protocol):
 
 
 class Channel(asyncio.Protocol):
-    """Invariant: `owner` is "" until a hello was believed; after `closed` was told nothing more is heard."""
+    """Invariant: `owner` is "" until a hello was believed; after `closed` was told nothing more is heard.
+
+    `undelivered` are the runs that the other end has certainly not read. When a process dies with bytes unread,
+    the kernel resets the connection instead of ending it (unix(7) sockets; unix_release_sock), and then the last
+    message was among them.
+    """
 
     def __init__(self, listener: Listener, home: str) -> None:
         self.home = home
         self.owner = ""
         self.process: PidFd | None = None
+        self.undelivered: set[str] = set()
+        self._last_run: str | None = None
         self._listener = listener
         self._link = WorkerLink(Role.SUPERVISOR, orjson.loads, orjson.dumps)
         self._transport: asyncio.Transport | None = None
@@ -62,13 +69,19 @@ class Channel(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.met()
+        if self._last_run is not None and isinstance(exc, ConnectionResetError | BrokenPipeError):
+            self.undelivered.add(self._last_run)
         self._listener.closed(self)
 
     def say(self, type: str, fields: dict[str, Any], payload: bytes = b"") -> None:
-        """Send a message; nothing happens when the channel is closed: its end is told to the listener."""
+        """Send a message. On a channel that is closed it is not delivered, which the end of the channel tells."""
         transport = self._transport
+        run_id = fields["run_id"] if type == "run" else None
         if transport is not None and not transport.is_closing():
             transport.write(self._link.send(type, fields, payload))
+            self._last_run = run_id
+        elif run_id is not None:
+            self.undelivered.add(run_id)
 
     def met(self) -> None:
         """The hello was believed, or never will be."""

@@ -24,8 +24,9 @@ LAUNCH_LINE_LIMIT_BYTES = 32 * 1024
 #: Longer lines are passed on in pieces.
 LINE_LIMIT_BYTES = 8 * 1024
 
-#: A template has little to say itself. After this much the pipe is closed: reading on would cost the daemon.
-OUTPUT_LIMIT_BYTES = 1024 * 1024
+#: A template has little to say itself, a build of many packages some 100 kB. After this much the pipe is closed:
+#: to read on would cost the daemon.
+OUTPUT_LIMIT_BYTES = 4 * 1024 * 1024
 
 #: bubblewrap tells its child's pid in milliseconds, before that child may run. A slow box gets this long.
 INFO_TIMEOUT_S = 5.0
@@ -68,6 +69,7 @@ class TemplateProcess:
         self._sandboxed = command.sandboxed
         self._tag = f"{SANDBOX_TAG}={command.env[SANDBOX_TAG]}" if SANDBOX_TAG in command.env else None
         self._loop = asyncio.get_running_loop()
+        self._met: asyncio.Future[None] = self._loop.create_future()
         self._reaper = self._loop.create_task(self._reap())
 
     async def wait(self) -> int:
@@ -82,16 +84,14 @@ class TemplateProcess:
         else:
             self._kill_outer()
 
-    def meet_inner(self, pid: int) -> None:
-        """Hold bubblewrap's child: to kill bubblewrap alone would leave that running."""
-        if (inner := _hold(pid)) is None:
-            return
-        if _belongs(pid, self.pid) and not self._outer.exited():
-            self._inner, self.inner_pid = inner, pid
-            return
-        if _belongs(pid, self.pid):
-            inner.send_signal(signal.SIGKILL)
-        inner.close()
+    def meet_inner(self, pid: int | None) -> None:
+        """To be told once: bubblewrap's child, which is held from now on, or None when there is none to be known."""
+        inner = None if pid is None else _hold(pid)
+        if inner is not None and _belongs(inner.pid, self.pid):
+            self._inner, self.inner_pid = inner, inner.pid
+        elif inner is not None:
+            inner.close()
+        self._met.set_result(None)
 
     def _kill_outer(self) -> None:
         if not self._outer.send_signal(0):
@@ -104,12 +104,15 @@ class TemplateProcess:
 
     async def _reap(self) -> int:
         await self._outer.wait(None)
+        await self._met
+        # not reaped yet, so that its number still tells whose child or session it is
+        inner = [self._inner] if self._inner is not None else _strays(self.pid)
         code = self._process.wait()
-        if self._inner is not None:
-            self._inner.send_signal(signal.SIGKILL)
-            await self._inner.wait(SETTLE_S)
-            self._inner.close()
-            self._inner = None
+        for process in inner:
+            process.send_signal(signal.SIGKILL)
+            await process.wait(SETTLE_S)
+            process.close()
+        self._inner = None
         if self._tag is not None:
             await survivors.kill_tagged(self._tag)
         await self._output.ended(SETTLE_S)
@@ -123,29 +126,31 @@ async def _launched(command: Command, launch_line: bytes, on_output: Callable[[s
     with ExitStack() as stack:
         stdin = stack.enter_context(_filled_pipe(launch_line))
         info_read, info_write = map(stack.enter_context, _pipe())
+        hold_read, hold_write = map(stack.enter_context, _pipe())
         output_read, output_write = _pipe()
         stack.enter_context(output_write)
         await asyncio.get_running_loop().connect_read_pipe(lambda: output, output_read)
-        info_fd = info_write.fileno()
-        options = ("--info-fd", str(info_fd)) if command.sandboxed else ()
+        info, hold = info_write.fileno(), hold_read.fileno()
+        options = ("--info-fd", str(info), "--block-fd", str(hold)) if command.sandboxed else ()
         try:
             with command.opened(*options) as (argv, fds):
                 # not the loop's own: uvloop lets children inherit duplicates of their stdio and stray descriptors
                 process = subprocess.Popen(
                     argv, env=command.env, cwd=command.cwd, start_new_session=True, stdin=stdin,
-                    stdout=output_write, stderr=output_write, pass_fds=(*fds, info_fd) if options else ())
+                    stdout=output_write, stderr=output_write, pass_fds=(*fds, info, hold) if options else ())
         except BaseException:
             output.close()
             raise
         template = TemplateProcess(process, command, output)
         info_write.close()  # so that a bubblewrap which ends without a word is heard to
+        inner_pid = None
         try:
             inner_pid = await _child_pid(info_read.fileno())
-        except BaseException:
-            template.kill()
-            raise
-        if inner_pid is not None:
+        finally:
             template.meet_inner(inner_pid)
+            if inner_pid is None and command.sandboxed:
+                template.kill()
+        hold_write.close()  # lets the child run: now it is held, until now it was in the group
         return template
 
 
@@ -202,12 +207,12 @@ def _pipe() -> tuple[FileIO, FileIO]:
 
 
 def _filled_pipe(line: bytes) -> FileIO:
-    """The read end of a pipe that holds `line` and then ends."""
+    """The read end of a pipe that holds `line`, if there is one, and then ends."""
     if len(line) > LAUNCH_LINE_LIMIT_BYTES:
         raise ValueError(f"a launch line of {len(line)} bytes does not fit into a pipe")
     read_end, write_end = _pipe()
     with write_end:
-        write_end.write(line.rstrip(b"\n") + b"\n")
+        write_end.write(line.rstrip(b"\n") + b"\n" if line else b"")
     return read_end
 
 
@@ -235,8 +240,21 @@ async def _child_pid(info_fd: int) -> int | None:
     return pid if isinstance(pid, int) else None
 
 
+def _strays(outer_pid: int) -> list[PidFd]:
+    """Who else was started by a process that is dead but not reaped: the child of a bubblewrap that died too early."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and entry.name != str(outer_pid) and _belongs(int(entry.name), outer_pid):
+            process = _hold(int(entry.name))
+            if process is not None and _belongs(process.pid, outer_pid):
+                found.append(process)
+            elif process is not None:
+                process.close()
+    return found
+
+
 def _belongs(pid: int, outer_pid: int) -> bool:
-    """Whether `pid` is bubblewrap's child, and not a stranger who got the number of a dead one."""
+    """Whether `pid` is a child of that process or in its session, not a stranger with the number of a dead one."""
     try:
         _, parent, _, session = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[:4]
     except OSError:

@@ -304,7 +304,8 @@ class Processes:
         if worker.channel is not None and worker.channel.process is not None:
             worker.channel.process.close()
         self.monitor.forget(worker.id)
-        self._sinks.event(ev.WorkerExited(worker.id, cause_of(worker.status)))
+        unread = frozenset(worker.channel.undelivered) if worker.channel is not None else frozenset[str]()
+        self._sinks.event(ev.WorkerExited(worker.id, cause_of(worker.status), unread))
 
     # A template's life
 

@@ -243,7 +243,7 @@ def build_paths(isolation: Isolation, venv_dir: Path, requirements: Path, cache_
     return BuildPaths(str(venv_dir), str(requirements), str(cache_dir))
 
 
-def build_argv(  # noqa: PLR0917 (a build has that many parts)
+def build_argv(
     isolation: Isolation,
     interpreter: Interpreter,
     venv_dir: Path,
