@@ -65,7 +65,7 @@ async def ensure_venv(
     daemon's environment, for PIP_* and proxy settings. Raises OrpheusError(invalid-request) with pip's last
     lines in `details["output"]`, (timed-out), or (internal) when this box cannot build at all.
     """
-    text = _required(requirements)
+    text = read_requirements(requirements)
     if text is None:
         return None
     interpreter = find_interpreter()
@@ -87,6 +87,27 @@ async def ensure_venv(
         if not build.listeners and not build.task.done():
             build.task.cancel()
             await asyncio.wait([build.task], timeout=CLEANUP_S)
+
+
+def read_requirements(requirements: Path) -> str | None:
+    """The text of a requirements.txt, None when it asks for nothing. Raises OrpheusError that names the line."""
+    try:
+        with requirements.open("rb") as stream:
+            raw = stream.read(LIMIT_REQUIREMENTS_BYTES + 1)
+        text = raw.decode("utf-8-sig")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise OrpheusError("invalid-request", f"cannot read requirements.txt: {error}") from error
+    if len(raw) > LIMIT_REQUIREMENTS_BYTES:
+        raise OrpheusError("too-large", f"requirements.txt is longer than {LIMIT_REQUIREMENTS_BYTES} bytes")
+    for number, line in enumerate(text.splitlines(), 1):
+        stated = _COMMENT.sub("", line).strip()
+        if _ELSEWHERE.match(stated):
+            raise OrpheusError(
+                "invalid-request", f"requirements.txt, line {number}: {stated[:80]!r} refers to another file, which a "
+                "build does not see; name the package itself, or put its code into the agent's folder")
+    return text if _stated(text) else None
 
 
 def prune_venvs(store_dir: Path, in_use: Collection[str]) -> list[str]:
@@ -213,27 +234,6 @@ async def _run(
 def _reason(tail: Collection[str], code: int) -> str:
     errors = [line.removeprefix("ERROR: ") for line in tail if line.startswith("ERROR: ")]
     return "\n".join(errors[-5:] or list(tail)[-5:]) or f"pip ended with status {code} and said nothing"
-
-
-def _required(requirements: Path) -> str | None:
-    """The text of a requirements.txt, None when it asks for nothing."""
-    try:
-        with requirements.open("rb") as stream:
-            raw = stream.read(LIMIT_REQUIREMENTS_BYTES + 1)
-        text = raw.decode("utf-8-sig")
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise OrpheusError("invalid-request", f"cannot read requirements.txt: {error}") from error
-    if len(raw) > LIMIT_REQUIREMENTS_BYTES:
-        raise OrpheusError("too-large", f"requirements.txt is longer than {LIMIT_REQUIREMENTS_BYTES} bytes")
-    for number, line in enumerate(text.splitlines(), 1):
-        stated = _COMMENT.sub("", line).strip()
-        if _ELSEWHERE.match(stated):
-            raise OrpheusError(
-                "invalid-request", f"requirements.txt, line {number}: {stated[:80]!r} refers to another file, which a "
-                "build does not see; name the package itself, or put its code into the agent's folder")
-    return text if _stated(text) else None
 
 
 def _stated(text: str) -> list[str]:

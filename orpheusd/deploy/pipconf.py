@@ -38,11 +38,11 @@ class PipSettings(NamedTuple):
     binds: tuple[Path, ...]
 
 
-def host_settings(environ: Mapping[str, str], home: Path | None = None) -> PipSettings:
-    """The host's settings. `environ` is the daemon's environment, `home` its user's directory."""
+def host_settings(environ: Mapping[str, str]) -> PipSettings:
+    """The host's settings, for the environment and home directory of the daemon's user."""
     options: dict[str, str] = {}
     sections: dict[str, dict[str, str]] = {"global": {}, "install": {}}
-    for file in _files(environ, home or Path.home()):
+    for file in _files(environ, Path(environ.get("HOME") or Path.home())):
         for section, found in _sections(file).items():
             sections[section].update(found)
     for found in (sections["global"], sections["install"], _from_environ(environ)):

@@ -45,9 +45,8 @@ def rows(model: type[BaseModel]) -> tuple[Row, ...]:
 
 def allowed(field: FieldInfo) -> str:
     """What a setting may be, in words: the model's own, or made from its type and bounds."""
-    extra = field.json_schema_extra
-    if isinstance(extra, dict) and extra.get("allowed"):
-        return str(extra["allowed"])
+    if _extra(field, "allowed"):
+        return _extra(field, "allowed")
     if _model_of(field) is not None:
         return "a mapping of keys to values"
     if get_origin(field.annotation) is Literal:
@@ -80,7 +79,7 @@ def explain(error: ErrorDetails, model: type[BaseModel], document: Document) -> 
     if error["type"] == "missing":
         return Problem(line, name, "nothing", may_be, f"`{name}` is required: {may_be}")
     value = error["input"]
-    found = kind(value)
+    found = kind(value) if field is None or not _extra(field, "private") else "not shown"
     if error["type"] == "too_long":
         return Problem(line, name, found, may_be, f"`{name}` must hold at most {ctx['max_length']}, not {len(value)}")
     if error["type"] in ("value_error", "rule"):
@@ -131,9 +130,8 @@ def _found(value: Any, place: Place, document: Document) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    extra = field.json_schema_extra
-    if isinstance(extra, dict) and extra.get("shown"):
-        return str(extra["shown"])
+    if _extra(field, "shown"):
+        return _extra(field, "shown")
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True, validated_data={})
@@ -141,6 +139,12 @@ def _default(field: FieldInfo) -> str:
         return str(value).lower()
     return f"{value:.1f}" if isinstance(value, float) and value < 10 else f"{value:g}" if isinstance(
         value, float) else "none" if value in (None, {}) else str(value)
+
+
+def _extra(field: FieldInfo, name: str) -> str:
+    """What the model adds to a setting: words for `allowed` and `shown` (its default), and whether it is `private`."""
+    extra = field.json_schema_extra
+    return str(extra.get(name, "")) if isinstance(extra, dict) else ""
 
 
 def _field(model: type[BaseModel], place: Place) -> FieldInfo | None:

@@ -157,7 +157,10 @@ class VersionStore:
             try:
                 number = self.current(path.name)
                 if number is not None:
-                    found.versions.append(self.load(path.name, number))
+                    version = self.load(path.name, number)
+                    if version.venv and not (self.state_dir / "venvs" / version.venv).is_dir():
+                        raise OrpheusError("internal", "its installed packages are missing; deploy it again")
+                    found.versions.append(version)
             except OrpheusError as error:
                 found.problems.append(f"cannot start {path.name}: {error.message}")
             except OSError as error:

@@ -1,0 +1,94 @@
+"""How the answer of each simple command reads, for people and for scripts that do not ask for JSON.
+
+One function a command, named for its words. It asks the daemon nothing and writes through `Output` only.
+"""
+
+from argparse import Namespace
+from typing import Any
+
+from orpheusctl.output import Output
+from orpheusctl.units import size
+
+Result = dict[str, Any]
+
+_AGENT_COLUMNS = ("name", "version", "state", "workers", "min", "max", "sessions", "queue", "runs")
+_SESSION_COLUMNS = ("id", "home", "turns", "running", "waiting", "idle_s")
+
+
+def show(words: str, answer: Result, arguments: Namespace, output: Output) -> None:
+    _SHOW[words](answer, arguments, output)
+
+
+def exit_code(words: str, answer: Result) -> int:
+    """0, but for a command whose answer says that nothing was done."""
+    return 1 if words == "cancel" and not answer.get("cancelled") else 0
+
+
+def _list(answer: Result, arguments: Namespace, output: Output) -> None:
+    if arguments.agent is not None:
+        output.facts(answer)
+        return
+    agents = answer["agents"]
+    if not agents and output.draws:
+        output.note("no agents yet: deploy one with `orpheusctl deploy PATH`")
+        return
+    output.table(_AGENT_COLUMNS, agents)
+
+
+def _sessions(answer: Result, arguments: Namespace, output: Output) -> None:
+    sessions = answer["sessions"]
+    if not sessions and output.draws:
+        output.note(f"{arguments.agent} has no sessions")
+        return
+    output.table(_SESSION_COLUMNS, sessions)
+    total = answer.get("total", len(sessions))
+    if total > len(sessions):
+        output.note(f"{len(sessions)} of {total} sessions; -n N shows more")
+
+
+def _cancel(answer: Result, _: Namespace, output: Output) -> None:
+    if answer["cancelled"]:
+        output.line(f"cancelled {answer['run_id']}")
+    else:
+        output.note(f"run {answer['run_id']} has already ended; there is nothing to cancel")
+
+
+def _undeploy(answer: Result, _: Namespace, output: Output) -> None:
+    rest = "its workspace and logs are deleted" if answer["purged"] else "its workspace stays"
+    output.line(f"undeployed {answer['name']}; {rest}")
+
+
+def _restart(answer: Result, _: Namespace, output: Output) -> None:
+    output.line(f"restarted {answer['name']} (version {answer['version']})")
+
+
+def _session_end(answer: Result, _: Namespace, output: Output) -> None:
+    output.line(f"ended {answer['id']}")
+
+
+def _workspace_path(answer: Result, _: Namespace, output: Output) -> None:
+    output.line(answer["path"])
+
+
+def _workspace_clean(answer: Result, _: Namespace, output: Output) -> None:
+    output.line(f"removed {answer['removed_files']} files ({size(answer['removed_bytes'])}) from {answer['path']}")
+
+
+def _facts(answer: Result, _: Namespace, output: Output) -> None:
+    output.facts(answer)
+
+
+_SHOW = {
+    "list": _list,
+    "sessions": _sessions,
+    "cancel": _cancel,
+    "undeploy": _undeploy,
+    "restart": _restart,
+    "session show": _facts,
+    "session end": _session_end,
+    "stats": _facts,
+    "status": _facts,
+    "workspace path": _workspace_path,
+    "workspace info": _facts,
+    "workspace clean": _workspace_clean,
+}

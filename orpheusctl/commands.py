@@ -1,0 +1,239 @@
+"""The commands of orpheusctl: one row each, naming the operation it asks the daemon for.
+
+The parser, every `--help` and docs/cli.md are made from these rows and the operations table: what a parameter
+means, its choices and its type are said there, once. This file is data; it does nothing.
+"""
+
+from typing import NamedTuple
+
+from orpheusd.operations import BY_NAME, Operation, Param
+
+
+class Argument(NamedTuple):
+    """A positional argument, or an option when it has `flags`.
+
+    `param` is the parameter of the operation that it fills; `constant` what a switch fills it with. `insist` is
+    what to say to a caller who left a needed switch out.
+    """
+
+    name: str
+    param: str = ""
+    flags: tuple[str, ...] = ()
+    metavar: str = ""
+    help: str = ""
+    switch: bool = False
+    constant: str = ""
+    optional: bool = False
+    insist: str = ""
+
+
+class Example(NamedTuple):
+    """What to type, what is printed, why."""
+
+    command: str
+    prints: str
+    says: str = ""
+
+
+class Command(NamedTuple):
+    """A row. `words` follow `orpheusctl`; `operation` is "" for what is done without the daemon.
+
+    `module` is the file of orpheusctl that carries it out; `one` the operation asked instead when the optional
+    agent is named; `codes` the errors, of `orpheusd.errors`, that this command is likely to end with.
+    """
+
+    words: str
+    operation: str
+    description: str
+    arguments: tuple[Argument, ...]
+    examples: tuple[Example, ...]
+    codes: tuple[str, ...] = ()
+    module: str = "ask"
+    one: str = ""
+    about: str = ""
+
+    @property
+    def summary(self) -> str:
+        return self.about or BY_NAME[self.operation].summary
+
+    def asked_operation(self) -> Operation | None:
+        return BY_NAME.get(self.operation)
+
+    def param(self, argument: Argument) -> Param | None:
+        """The row of the operations table that `argument` fills."""
+        for name in (self.operation, self.one):
+            for param in BY_NAME[name].params if name else ():
+                if param.name == argument.param:
+                    return param
+        return None
+
+
+NAME = Argument("agent", "agent", metavar="NAME")
+JSON = Argument("json", flags=("--json",), switch=True, help="print the answer as JSON, as the HTTP route does")
+VERBOSE = Argument("verbose", flags=("-v", "--verbose"), switch=True, help="say more on stderr")
+
+#: Taken before the command and after it.
+GLOBALS: tuple[Argument, ...] = (
+    Argument("socket", flags=("--socket",), metavar="PATH",
+             help="the daemon's control socket; else $ORPHEUS_SOCKET, else orpheus/ctl.sock in $XDG_RUNTIME_DIR (or "
+                  "/run/user/UID), else /run/orpheus/ctl.sock"),
+    Argument("no_color", flags=("--no-color",), switch=True,
+             help="no colours on a terminal; $NO_COLOR does the same"),
+)
+
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        "deploy", "deploy",
+        "Packs the agent's folder, sends it to the daemon, and makes it the agent's next version. The version "
+        "before serves until a worker of the new one has started; if none starts, nothing changes.\n"
+        "Packing leaves out .git, __pycache__, .venv, *.pyc and what .orpheusignore names, one pattern a line: "
+        "`*.log` anywhere, `data/` a folder, `/notes.txt` at the top only, `#` a comment. A link to a file of the "
+        "folder is packed as that file; any other link is refused.\n"
+        "Values for variables that agent.yaml names without one (`env: [OPENAI_API_KEY]`) are taken from the "
+        "environment of this command. The steps (pack, upload, unpack, build, canary, switch) are shown on stderr.",
+        (Argument("path", metavar="PATH", help="folder with an agent.yaml, or a .tar.gz of one"), VERBOSE, JSON),
+        (Example("orpheusctl deploy ./my-agent", "deployed my-agent version 1 (isolation bwrap)"),
+         Example("OPENAI_API_KEY=… orpheusctl deploy ./my-agent", "deployed my-agent version 2 (isolation bwrap)",
+                 "a version that needs a secret")),
+        ("conflict", "too-large", "timed-out"), module="deploy", about="deploy a folder as an agent's next version"),
+    Command(
+        "undeploy", "undeploy",
+        "Lets the agent's running runs finish, stops its workers and forgets its versions. Its workspace and logs "
+        "stay, and a later deploy of the same name finds them, unless --purge is given.",
+        (NAME, Argument("purge", "purge", flags=("--purge",), switch=True), JSON),
+        (Example("orpheusctl undeploy my-agent", "undeployed my-agent; its workspace stays"),),
+        ("not-found",)),
+    Command(
+        "validate", "",
+        "Checks an agent's folder offline: every mistake of agent.yaml with its line, and that the module imports "
+        "and the entrypoint exists. No daemon is needed and nothing is changed.",
+        (Argument("path", metavar="PATH", help="folder with an agent.yaml"),
+         JSON._replace(help="print what was found as JSON")),
+        (Example("orpheusctl validate ./my-agent", "", "before a commit, or in CI"),),
+        ("invalid-request",), module="validate", about="check an agent's folder without deploying it"),
+    Command(
+        "list", "agent.list",
+        "Shows every agent: its current version, its state, how many workers it has and may have, and how many "
+        "sessions, waiting and running runs. With NAME: that agent's settings and its workers, one a row.",
+        (NAME._replace(optional=True, help="show this agent and its workers instead"), JSON),
+        (Example("orpheusctl list --json | jq -r '.agents[].name'", "my-agent"),
+         Example("orpheusctl list my-agent", "", "its workers: pid, state, sessions, memory")),
+        ("not-found",), one="agent.show"),
+    Command(
+        "run", "run",
+        "Runs the agent's handler with the input and prints its result on stdout, as JSON: indented on a terminal, "
+        "one line otherwise. With --session the run goes to the worker that holds that session's memory; what "
+        "became of the memory (new, warm, spilled, restored, lost) is said on stderr, on a terminal or with -v, "
+        "and always when it is spilled or lost.\n"
+        "With --stream each piece of output is printed as a line of JSON when it comes, and the agent's own log "
+        "lines go to stderr; the result follows as a last line unless it is nothing but the list of those pieces, "
+        "or null after some. With --stream --json every line is an object with `event` (output, log, dropped, "
+        "result, error) and `data`.\n"
+        "Ctrl-C asks the daemon to cancel the run and waits for its end; a second Ctrl-C leaves at once. When this "
+        "command is killed, or stdout is closed, the run goes on.",
+        (NAME,
+         Argument("input", optional=True, metavar="INPUT",
+                  help="the input as JSON, - to read it from stdin, or @FILE to read it from a file; {} unless given"),
+         Argument("session_id", "session_id", ("--session",), "ID"),
+         Argument("affinity", "affinity", ("--affinity",)),
+         Argument("overlap", "overlap", ("--overlap",)),
+         Argument("require", "require", ("--require-warm",), switch=True, constant="warm"),
+         Argument("timeout_s", "timeout_s", ("--timeout",), "S"),
+         Argument("stream", "stream", ("--stream",), switch=True), VERBOSE, JSON),
+        (Example("orpheusctl run my-agent '{\"query\": \"step 1\"}' --session user-123", '{"turn": 1}'),
+         Example("echo '{\"query\": \"step 2\"}' | orpheusctl run my-agent - --session user-123 | jq .turn", "2",
+                 "input from a pipe, result to a pipe"),
+         Example("orpheusctl run my-agent @question.json --stream", "", "output as it comes")),
+        ("handler-failed", "unserialisable-result", "not-found", "session-busy", "context-not-warm", "invalid-request",
+         "too-large", "worker-crashed", "overloaded", "session-queue-full", "draining", "quarantined", "timed-out",
+         "cancelled"),
+        module="run"),
+    Command(
+        "cancel", "run.cancel",
+        "Stops a run that is waiting or going on; whoever waits for it gets the error `cancelled`. Exits 1 when the "
+        "run had already ended.",
+        (Argument("run_id", "run_id", metavar="RUN"), JSON),
+        (Example("orpheusctl cancel r-5f0c2a", "cancelled r-5f0c2a"),),
+        ("not-found",)),
+    Command(
+        "restart", "restart",
+        "Starts new workers of the same version and lets the old ones finish their runs. Sessions lose what their "
+        "workers held in memory; the workspace stays.",
+        (NAME, JSON), (Example("orpheusctl restart my-agent", "restarted my-agent (version 3)"),),
+        ("not-found", "conflict")),
+    Command(
+        "sessions", "session.list",
+        "Shows the agent's sessions: id, home (the worker that holds its memory), runs finished, running and "
+        "waiting, and for how long it has been idle.",
+        (NAME, Argument("limit", "limit", ("-n", "--limit"), "N"), JSON),
+        (Example("orpheusctl sessions my-agent -n 10", ""),), ("not-found",)),
+    Command(
+        "session show", "session.show",
+        "Shows one session of an agent: its home, its runs, and for how long it has been idle.",
+        (NAME, Argument("session_id", "session_id", metavar="ID"), JSON),
+        (Example("orpheusctl session show my-agent user-123", ""),), ("not-found",)),
+    Command(
+        "session end", "session.end",
+        "Ends a session: its worker forgets it, and its next run is `new`.",
+        (NAME, Argument("session_id", "session_id", metavar="ID"), JSON),
+        (Example("orpheusctl session end my-agent user-123", "ended user-123"),), ("not-found",)),
+    Command(
+        "logs", "logs",
+        "Prints the latest lines that the agent's workers wrote to stdout and stderr: time, worker, run, session, "
+        "stream and text, separated by tabs when stdout is not a terminal. Control characters are shown as \\x1b; "
+        "with --json, each line is a row as JSON, with the exact text.\n"
+        "-f goes on with new lines until Ctrl-C (exit code 130) or until the agent is gone.",
+        (NAME, Argument("follow", "stream", ("-f", "--follow"), switch=True),
+         Argument("limit", "limit", ("-n", "--lines"), "N"), Argument("run_id", "run_id", ("--run",), "ID"),
+         Argument("session_id", "session_id", ("--session",), "ID"), JSON._replace(help="print each line as JSON")),
+        (Example("orpheusctl logs my-agent -n 20 --session user-123", ""), Example("orpheusctl logs my-agent -f", "")),
+        ("not-found", "cancelled"), module="logs"),
+    Command(
+        "stats", "agent.stats",
+        "Shows an agent's counts since the daemon started, and what its processes use now.",
+        (NAME, JSON), (Example("orpheusctl stats my-agent --json | jq .queue.depth", "0"),), ("not-found",)),
+    Command(
+        "status", "status",
+        "Shows the daemon: version, uptime, isolation and the reason for it, directories, HTTP address, agents.",
+        (JSON,), (Example("orpheusctl status", ""),)),
+    Command(
+        "workspace path", "workspace.info",
+        "Prints the path of the agent's workspace on this machine and nothing else.",
+        (NAME, JSON), (Example('ls "$(orpheusctl workspace path my-agent)"', ""),), ("not-found",),
+        about="print where an agent's workspace is"),
+    Command(
+        "workspace info", "workspace.info",
+        "Shows the workspace's path, how many files it holds, and their size.",
+        (NAME, JSON), (Example("orpheusctl workspace info my-agent", ""),), ("not-found",)),
+    Command(
+        "workspace clean", "workspace.clean",
+        "Deletes every file in the agent's workspace. There is no way back, so --force must be said.",
+        (NAME, Argument("force", flags=("--force",), switch=True, help="yes, delete everything",
+                        insist="deletes every file in the workspace of {agent}; say --force to do it"), JSON),
+        (Example("orpheusctl workspace clean my-agent --force", "removed 12 files (3.4 MB) from the workspace"),),
+        ("not-found", "conflict")),
+)
+
+BY_WORDS: dict[str, Command] = {command.words: command for command in COMMANDS}
+
+#: What each error code means at a prompt; the numbers come from `orpheusd.errors.CODES`.
+MEANINGS: dict[str, str] = {
+    "invalid-request": "wrong usage, input or name",
+    "too-large": "over a limit of size",
+    "permission-denied": "not allowed, or a server not to be trusted",
+    "not-found": "no such agent, run or session",
+    "conflict": "not possible now",
+    "session-busy": "the session has a run, and --overlap is reject",
+    "context-not-warm": "the session's memory is not there, and --require-warm was given",
+    "handler-failed": "the handler raised; its traceback is on stderr",
+    "unserialisable-result": "the result is not JSON",
+    "worker-crashed": "the worker died during the run",
+    "overloaded": "the agent's queue is full",
+    "session-queue-full": "the session's queue is full",
+    "draining": "the daemon or the agent is stopping",
+    "quarantined": "refused for a while: its runs kept killing workers",
+    "timed-out": "not done in time",
+    "cancelled": "cancelled, or Ctrl-C",
+    "unreachable": "the daemon did not answer",
+    "internal": "a fault of Orpheus",
+}

@@ -1,0 +1,94 @@
+"""`python -m orpheusd.doors.http --listen-fd N --control-fd M`: the process of an HTTP door, started by the daemon.
+
+It lives as long as its control connection: when the daemon is gone, or says SIGTERM, it accepts no more, ends its
+streams, lets what is being answered finish within the grace, and exits.
+"""
+
+import argparse
+import asyncio
+import gc
+import logging
+import resource
+import signal
+import socket
+import sys
+
+import uvloop
+
+from orpheusd.doors.http.client import ControlClient
+from orpheusd.doors.http.complaints import Complaints
+from orpheusd.doors.http.door import Door
+from orpheusd.doors.http.limits import Limits, with_overrides
+from orpheusd.doors.http.routes import routes
+from orpheusd.doors.http.server import Server
+from orpheusd.doors.http.streams import Room
+from orpheusd.errors import OrpheusError
+
+#: Files for everything that is not a client: the loop's own, the listening sockets, the log, some to spare.
+RESERVED_FILES = 64
+
+_CLOSING = OrpheusError("draining", "the HTTP door is closing; the run goes on")
+
+
+def main() -> int:
+    options = _options()
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s http door %(levelname)s: %(message)s")
+    try:
+        limits = with_overrides(options.limit)
+    except OrpheusError as error:
+        print(f"orpheusd.doors.http: {error}", file=sys.stderr)
+        return 2
+    listeners = [socket.socket(fileno=fd) for fd in options.listen_fd]
+    for listener in listeners:
+        listener.setblocking(False)
+    control = socket.socket(fileno=options.control_fd)
+    limits = limits._replace(connections=max(1, min(limits.connections, _files() - RESERVED_FILES)))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(listeners, control, limits))
+    return 0
+
+
+async def _serve(listeners: list[socket.socket], control: socket.socket, limits: Limits) -> None:
+    loop = asyncio.get_running_loop()
+    closing = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, closing.set)
+    # Ctrl-C in a terminal reaches the daemon too, which then decides.
+    loop.add_signal_handler(signal.SIGINT, lambda: None)
+    complaints = Complaints()
+    loop.set_exception_handler(complaints.loop_failed)
+    client = ControlClient(Room(limits.stream_queue_bytes, limits.streams_bytes), on_lost=closing.set)
+    await loop.create_unix_connection(lambda: client, sock=control)
+    server = Server(Door(routes(client, limits), limits, complaints), limits, complaints)
+    server.start(listeners)
+    # What is there now stays: the collector need not look at it again.
+    gc.collect()
+    gc.freeze()
+    await closing.wait()
+    client.end_streams(_CLOSING)
+    await server.stop(limits.grace_s)
+    client.close()
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m orpheusd.doors.http", description=__doc__.partition("\n")[0])
+    parser.add_argument("--listen-fd", type=int, action="append", required=True, metavar="N",
+                        help="an inherited listening socket; may be given more than once")
+    parser.add_argument("--control-fd", type=int, required=True, metavar="M",
+                        help="an inherited Unix stream socket, connected to the daemon")
+    parser.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE",
+                        help="another value for one of the limits of docs/http.md")
+    return parser.parse_args()
+
+
+def _files() -> int:
+    """How many files this process may open, after asking for all that the system grants it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = Limits().connections + RESERVED_FILES
+    if soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return soft
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""`/openapi.json`: the routes as OpenAPI 3.1, made from the operations table.
+
+It knows nothing of how they are served.
+"""
+
+from typing import Any
+
+from orpheusd import __version__
+from orpheusd.doors.http.run import PARAM_HEADERS
+from orpheusd.doors.http.schemas import CONTEXTS, ERROR, RESULTS
+from orpheusd.errors import CODES
+from orpheusd.operations import KINDS, OPERATIONS, Access, Operation, Param
+
+#: The codes a run can end with, beyond those that any operation can.
+_RUN_CODES = ("conflict", "session-busy", "context-not-warm", "session-queue-full", "cancelled", "handler-failed",
+              "unserialisable-result", "worker-crashed", "overloaded", "draining", "quarantined", "timed-out")
+_ALWAYS_CODES = ("invalid-request", "permission-denied", "internal", "overloaded", "unreachable")
+
+#: Refusals that are HTTP's own and have no code of their own in the error table.
+_HTTP_STATUSES = (400, 403, 405, 431, 505)
+_BODY_STATUSES = (408, 413, 415)
+
+_REFUSAL = {"description": "refused or failed; `code` says why",
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
+
+
+def document() -> dict[str, Any]:
+    """The whole document, ready to be encoded."""
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in OPERATIONS:
+        if operation.http is not None:
+            method, path = operation.http
+            paths.setdefault(path, {})[method.lower()] = _operation(operation, path)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Orpheus",
+            "version": __version__,
+            "description": "Keeps AI agents warm: the same session reaches the same process, with its memory.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": paths,
+        "components": {"schemas": {"Error": ERROR}},
+    }
+
+
+def _operation(operation: Operation, path: str) -> dict[str, Any]:
+    in_path = [param for param in operation.params if f"{{{param.name}}}" in path]
+    others = [param for param in operation.params if param not in in_path]
+    described: dict[str, Any] = {
+        "operationId": operation.name,
+        "summary": operation.summary,
+        "tags": [operation.name.partition(".")[0]],
+        "parameters": [_parameter(param, "path", param.name) for param in in_path],
+        "responses": _responses(operation),
+    }
+    if operation.access is Access.ADMIN:
+        described["description"] = f"Not served over HTTP: use `orpheusctl {operation.cli}`."
+    elif operation.name == "run":
+        headers = {name: header.decode().title() for header, name in PARAM_HEADERS.items()}
+        described["parameters"] += [
+            _parameter(param, "header", headers[param.name]) for param in others if param.name in headers]
+        described["requestBody"] = _body([param for param in others if param.name != "stream"])
+    else:
+        described["parameters"] += [_parameter(param, "query", param.name) for param in others]
+    return described
+
+
+def _parameter(param: Param, place: str, name: str) -> dict[str, Any]:
+    return {"name": name, "in": place, "required": place == "path" or (param.required and place == "query"),
+            "description": param.help, "schema": _schema(param)}
+
+
+def _schema(param: Param) -> dict[str, Any]:
+    schema = dict(KINDS[param.kind].json_schema)
+    if param.choices:
+        schema["enum"] = list(param.choices)
+    if param.default is not None:
+        schema["default"] = param.default
+    return schema
+
+
+def _body(params: list[Param]) -> dict[str, Any]:
+    schema = {
+        "type": "object",
+        "properties": {param.name: {"description": param.help, **_schema(param)} for param in params},
+        "required": [param.name for param in params if param.required],
+        "additionalProperties": False,
+    }
+    return {"required": True, "content": {"application/json": {"schema": schema}}}
+
+
+def _responses(operation: Operation) -> dict[str, Any]:
+    responses: dict[str, Any] = {}
+    if operation.access is not Access.ADMIN:
+        responses["200"] = _success(operation)
+    codes = set(_ALWAYS_CODES)
+    if operation.params:
+        codes.add("not-found")
+    if operation.name == "run":
+        codes.update(_RUN_CODES)
+    statuses = {CODES[code].http_status for code in codes} | set(_HTTP_STATUSES)
+    if operation.http is not None and operation.http[0] == "POST":
+        statuses |= set(_BODY_STATUSES)
+    responses.update({str(status): _REFUSAL for status in sorted(statuses)})
+    return responses
+
+
+def _success(operation: Operation) -> dict[str, Any]:
+    if operation.name == "metrics":
+        return {"description": "Prometheus text format", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    described: dict[str, Any] = {
+        "description": operation.summary,
+        "content": {"application/json": {"schema": RESULTS[operation.name]}},
+    }
+    if operation.name == "run":
+        described["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+        described["headers"] = {
+            "X-Orpheus-Worker": {"description": "the worker that ran it", "schema": {"type": "string"}},
+            "X-Orpheus-Context": {"description": "what the session's memory was; only with a session",
+                                  "schema": {"enum": CONTEXTS}},
+        }
+    return described

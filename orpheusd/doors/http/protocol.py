@@ -1,0 +1,71 @@
+"""HTTP/1.1 and no other protocol: what Hypercorn speaks on one connection, with its ways out of HTTP/1.1 closed.
+
+Unasked, Hypercorn switches a cleartext connection to HTTP/2 (the `PRI *` preface, `Upgrade: h2c`) and to WebSocket.
+Here such a request stays an HTTP/1.1 request, which the guard then judges. This file owns no socket.
+"""
+
+import time
+from typing import Any
+from wsgiref.handlers import format_date_time
+
+import orjson
+from hypercorn.config import Config
+from hypercorn.protocol.events import Body, EndBody, Request, Response
+from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
+from hypercorn.protocol.http_stream import HTTPStream
+
+from orpheusd.doors.http.limits import Limits
+
+SECURITY_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'"),
+]
+
+
+class DoorConfig(Config):
+    """Hypercorn's settings for this door. Every answer, also one that h11 makes, carries `SECURITY_HEADERS`."""
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__()
+        self.h11_max_incomplete_size = limits.header_bytes
+        self.errorlog = None
+        self.accesslog = None
+        self._second = 0
+        self._headers: list[tuple[bytes, bytes]] = []
+
+    def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:
+        second = int(time.time())
+        if second != self._second:
+            self._second = second
+            self._headers = [(b"date", format_date_time(second).encode("ascii")), *SECURITY_HEADERS]
+        return self._headers
+
+
+class PlainHTTP(H11Protocol):
+    """One connection's requests, one after the other. Invariant: `stream` is an HTTP/1.1 stream or None."""
+
+    async def _check_protocol(self, event: Any) -> None:
+        """No request changes the protocol."""
+
+    async def _create_stream(self, request: Any) -> None:
+        self.stream = HTTPStream(self.app, self.config, self.context, self.task_group, self.ssl, self.client,
+                                 self.server, self.stream_send, STREAM_ID)
+        # `keep_alive_requests` is not counted up: h11 has no state that grows from one request to the next.
+        await self.stream.handle(Request(
+            stream_id=STREAM_ID, headers=list(request.headers), http_version=request.http_version.decode(),
+            method=request.method.decode("ascii"), raw_path=request.target, state=self.connection_state))
+
+    async def _send_error_response(self, status_code: int) -> None:
+        body = _MALFORMED[431] if status_code == 431 else _MALFORMED[400]
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)),
+                   (b"connection", b"close")]
+        await self.stream_send(Response(stream_id=STREAM_ID, headers=headers, status_code=status_code))
+        await self.stream_send(Body(stream_id=STREAM_ID, data=body))
+        await self.stream_send(EndBody(stream_id=STREAM_ID))
+
+
+_MALFORMED = {
+    400: orjson.dumps({"error": "this is not a well-formed HTTP/1.1 request", "code": "invalid-request"}),
+    431: orjson.dumps({"error": "the request line and headers are too long", "code": "too-large"}),
+}

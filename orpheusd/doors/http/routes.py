@@ -1,0 +1,164 @@
+"""The routes of the door, made from the operations table: one endpoint for each path, one handler for each method.
+
+An operation that changes the daemon is not served here: its route says which command does it. Parameters are only
+collected; the daemon checks them, so that both doors refuse the same things in the same words.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+from urllib.parse import parse_qsl
+
+import orjson
+from starlette.routing import Route, Router
+from starlette.types import Receive, Scope, Send
+
+from orpheusd.doors.http.answers import Refused, send_answer
+from orpheusd.doors.http.body import Bodies
+from orpheusd.doors.http.client import ControlClient
+from orpheusd.doors.http.head import HEAD
+from orpheusd.doors.http.limits import Limits
+from orpheusd.doors.http.openapi import document
+from orpheusd.doors.http.run import RunEndpoint
+from orpheusd.errors import OrpheusError
+from orpheusd.operations import OPERATIONS, Access, Operation
+
+Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+#: More than any operation has parameters.
+QUERY_FIELDS = 20
+
+#: How a parameter is called in `orpheusctl --help`.
+_METAVARS = {"agent": "NAME", "session": "ID", "run": "RUN", "upload": "PATH"}
+
+_PROMETHEUS = b"text/plain; version=0.0.4; charset=utf-8"
+
+
+class Path:
+    """One path. Invariant: answers the methods it has handlers for, and 405 with their list to all others."""
+
+    def __init__(self, handlers: Mapping[str, Handler]) -> None:
+        self._handlers = dict(handlers)
+        if "GET" in self._handlers:
+            self._handlers["HEAD"] = self._handlers["GET"]
+        self._allow = ", ".join(sorted(self._handlers)).encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        handler = self._handlers.get(scope["method"])
+        if handler is None:
+            raise Refused(405, "invalid-request", f"this path takes {self._allow.decode()} only",
+                          [(b"allow", self._allow)])
+        await handler(scope, receive, send)
+
+
+def routes(client: ControlClient, limits: Limits) -> Router:
+    """The ASGI application that finds the path of a request. Its endpoints raise what they cannot answer."""
+    bodies = Bodies(limits)
+    paths: dict[str, dict[str, Handler]] = {}
+    for operation in OPERATIONS:
+        if operation.http is not None:
+            method, path = operation.http
+            paths.setdefault(path, {})[method] = _handler(operation, client, bodies, limits)
+    paths["/openapi.json"] = {"GET": _Document(orjson.dumps(document()))}
+    return Router([Route(path, Path(handlers)) for path, handlers in paths.items()],
+                  redirect_slashes=False, default=_no_route)
+
+
+def _handler(operation: Operation, client: ControlClient, bodies: Bodies, limits: Limits) -> Handler:
+    if operation.access is Access.ADMIN:
+        return _Forbidden(operation)
+    if operation.name == "run":
+        return RunEndpoint(operation, client, bodies, limits)
+    if operation.name == "metrics":
+        return _Metrics(operation, client, bodies, limits)
+    return _Call(operation, client, bodies, limits)
+
+
+async def _no_route(scope: Scope, receive: Receive, send: Send) -> None:
+    raise OrpheusError("not-found", "there is no such path; GET /openapi.json lists them all")
+
+
+class _Call:
+    """An operation that is one question and one answer."""
+
+    def __init__(self, operation: Operation, client: ControlClient, bodies: Bodies, limits: Limits) -> None:
+        self._operation = operation
+        self._client = client
+        self._bodies = bodies
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send_answer(send, 200, await self._ask(scope, receive))
+
+    async def _ask(self, scope: Scope, receive: Receive) -> bytes:
+        params = query_params(self._operation, scope["query_string"])
+        if not params.keys().isdisjoint(scope["path_params"]):
+            raise OrpheusError("invalid-request", "the query string says a parameter that the path says already")
+        params.update(scope["path_params"])
+        if scope[HEAD].has_body:
+            body = await self._bodies.read(scope, receive)
+            if body not in (b"", b"{}"):
+                raise OrpheusError("invalid-request", f"{self._operation.name} takes no body")
+        try:
+            async with asyncio.timeout(self._limits.read_deadline_s):
+                return await self._client.call(self._operation.name, params)
+        except TimeoutError:
+            raise OrpheusError(
+                "unreachable", f"the daemon did not answer within {self._limits.read_deadline_s:g} s") from None
+
+
+class _Metrics(_Call):
+    """The counts for Prometheus, as the text it wants."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        text: str = orjson.loads(await self._ask(scope, receive))["text"]
+        await send_answer(send, 200, text.encode(), media_type=_PROMETHEUS)
+
+
+class _Forbidden:
+    """An operation that is not served over HTTP."""
+
+    def __init__(self, operation: Operation) -> None:
+        words = [operation.cli, *(_METAVARS[param.kind] for param in operation.params if param.kind in _METAVARS)]
+        self._message = (f"changes are not made over HTTP; use the command `orpheusctl {' '.join(words)}` "
+                         "on the machine of the daemon")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raise OrpheusError("permission-denied", self._message)
+
+
+class _Document:
+    """A JSON text that never changes."""
+
+    def __init__(self, text: bytes) -> None:
+        self._text = text
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send_answer(send, 200, self._text)
+
+
+def query_params(operation: Operation, query: bytes) -> dict[str, Any]:
+    """The query string as parameters, each text made what its kind wants where it can be. Raises OrpheusError."""
+    if not query:
+        return {}
+    try:
+        pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, max_num_fields=QUERY_FIELDS,
+                          errors="strict")
+    except ValueError:
+        raise OrpheusError("invalid-request", "the query string cannot be read") from None
+    kinds = {param.name: param.kind for param in operation.params}
+    params: dict[str, Any] = {}
+    for name, text in pairs:
+        if name in params:
+            raise OrpheusError("invalid-request", "the query string says the same parameter twice")
+        params[name] = _typed(kinds.get(name, "string"), text)
+    return params
+
+
+def _typed(kind: str, text: str) -> Any:
+    # Text of no such form stays text, which the daemon then refuses with the rule for the parameter.
+    if kind == "count" and text.isascii() and text.isdigit() and len(text) <= 18:
+        return int(text)
+    if kind == "boolean" and text in ("true", "false"):
+        return text == "true"
+    return text

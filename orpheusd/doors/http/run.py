@@ -1,0 +1,78 @@
+"""`POST /v1/agents/{agent}/run`: a request's path, headers and body become the parameters of `run`.
+
+The answer is the daemon's own, byte for byte; what a caller may want to know without reading it is in headers.
+Asked with `Accept: text/event-stream`, events.py sends the answer.
+"""
+
+from typing import Any
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from orpheusd.doors.http.answers import send_answer
+from orpheusd.doors.http.body import Bodies
+from orpheusd.doors.http.client import ControlClient
+from orpheusd.doors.http.events import send_events
+from orpheusd.doors.http.head import HEAD
+from orpheusd.doors.http.limits import Limits
+from orpheusd.errors import OrpheusError
+from orpheusd.operations import Operation
+
+#: Headers that say a parameter, for callers that leave the body to others.
+PARAM_HEADERS = {
+    b"x-session-id": "session_id",
+    b"x-session-affinity": "affinity",
+    b"x-session-overlap": "overlap",
+    b"x-session-require": "require",
+}
+
+
+class RunEndpoint:
+    """The hot path: one decode of the body, one of the answer, no task, no log line."""
+
+    def __init__(self, operation: Operation, client: ControlClient, bodies: Bodies, limits: Limits) -> None:
+        self._client = client
+        self._bodies = bodies
+        self._limits = limits
+        # The path says the agent and Accept asks for a stream.
+        self._fields = frozenset(param.name for param in operation.params) - {"agent", "stream"}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["query_string"]:
+            raise OrpheusError("invalid-request", "run takes no query string, only headers and a body")
+        fields = scope[HEAD].fields
+        params = self._params(await self._bodies.read(scope, receive), fields)
+        params["agent"] = scope["path_params"]["agent"]
+        if b"text/event-stream" in fields.get(b"accept", b""):
+            params["stream"] = True
+            await send_events(self._client.stream("run", params), receive, send, self._limits)
+        else:
+            answer = await self._client.call("run", params)
+            await send_answer(send, 200, answer, _told(answer))
+
+    def _params(self, body: bytes, fields: dict[bytes, bytes]) -> dict[str, Any]:
+        try:
+            params = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise OrpheusError("invalid-request", f"the body is not JSON: {error}") from None
+        if not isinstance(params, dict):
+            raise OrpheusError("invalid-request", 'the body must be an object: {"input": ...}')
+        if not params.keys() <= self._fields:
+            raise OrpheusError(
+                "invalid-request", f"the body may have the fields {', '.join(sorted(self._fields))} and no others")
+        for header, name in PARAM_HEADERS.items():
+            value = fields.get(header)
+            if value is not None:
+                text = value.decode("ascii")
+                if params.setdefault(name, text) != text:
+                    raise OrpheusError(
+                        "invalid-request", f"{header.decode()} and the body's `{name}` differ; say one of them")
+        return params
+
+
+def _told(answer: bytes) -> list[tuple[bytes, bytes]]:
+    facts = orjson.loads(answer)
+    headers = [(b"x-orpheus-worker", facts["worker_id"].encode())]
+    if (session := facts["session"]) is not None:
+        headers.append((b"x-orpheus-context", session["context"].encode()))
+    return headers

@@ -1,0 +1,84 @@
+"""What the answers look like, as JSON Schema: one schema for each operation that is served over HTTP.
+
+Data for /openapi.json. Answers may gain fields; the ones named here stay.
+"""
+
+from typing import Any
+
+from orpheusd.errors import CODES
+from orpheusd.operations import KINDS
+
+Schema = dict[str, Any]
+
+STRING: Schema = {"type": "string"}
+COUNT: Schema = {"type": "integer", "minimum": 0}
+NUMBER: Schema = {"type": "number"}
+BOOLEAN: Schema = {"type": "boolean"}
+ANY: Schema = {}
+SESSION_ID = KINDS["session"].json_schema
+AGENT_NAME = KINDS["agent"].json_schema
+
+CONTEXTS = ["new", "warm", "spilled", "restored", "lost"]
+
+
+def optional(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def array(items: Schema) -> Schema:
+    return {"type": "array", "items": items}
+
+
+def record(**fields: Schema) -> Schema:
+    """An object that has all of `fields`, and maybe others."""
+    return {"type": "object", "properties": fields, "required": list(fields)}
+
+
+def counts(*names: str) -> Schema:
+    return record(**dict.fromkeys(names, COUNT))
+
+
+_SESSION = record(id=SESSION_ID, home=optional(STRING), turns=COUNT, running=COUNT, waiting=COUNT, idle_s=NUMBER)
+_PROCESS = {"pid": COUNT, "rss_bytes": COUNT, "cpu_percent": NUMBER, "children": COUNT, "threads": COUNT}
+_WORKER = record(id=STRING, version=COUNT, state=STRING, busy=ANY, sessions=COUNT, runs=COUNT, uptime_s=NUMBER,
+                 **_PROCESS)
+_AGENT = {"name": AGENT_NAME, "version": COUNT, "state": STRING, "min": COUNT, "max": COUNT, "sessions": COUNT,
+          "queue": COUNT, "runs": COUNT}
+
+#: By the name of the operation. `metrics` is text and has none.
+RESULTS: dict[str, Schema] = {
+    "run": record(
+        request_id=STRING, result=ANY, duration_ms=NUMBER, worker_id=STRING,
+        session=optional(record(id=SESSION_ID, context={"enum": CONTEXTS}, turn=COUNT))),
+    "run.cancel": record(run_id=STRING, cancelled=BOOLEAN),
+    "agent.list": record(agents=array(record(workers=COUNT, **_AGENT))),
+    "agent.show": record(workers=array(_WORKER), handler=optional(STRING), isolation=STRING, deployed_at=ANY,
+                         settings={"type": "object"}, **_AGENT),
+    "agent.stats": record(
+        workers=counts("current", "healthy", "busy", "min", "max"),
+        queue=counts("depth", "processing", "max"),
+        sessions=counts("count", "homeless", "max"),
+        runs=counts("completed", "failed", "timed_out", "cancelled", "crashed", "rejected", "expired"),
+        contexts=counts(*CONTEXTS),
+        processes=array(record(worker_id=STRING, **_PROCESS))),
+    "session.list": record(sessions=array(_SESSION), total=COUNT),
+    "session.show": {"allOf": [_SESSION, record(agent=AGENT_NAME)]},
+    "status": record(version=STRING, pid=COUNT, uptime_s=NUMBER, isolation=STRING, isolation_reason=optional(STRING),
+                     state_dir=STRING, runtime_dir=STRING, http=optional(STRING), agents=COUNT, workers=COUNT,
+                     ready=BOOLEAN),
+    "health": record(status={"const": "ok"}, uptime_s=NUMBER, agents=COUNT, workers=COUNT),
+}
+
+ERROR: Schema = {
+    "type": "object",
+    "properties": {
+        "error": {**STRING, "description": "what happened, why, and what to do next"},
+        "code": {"enum": sorted(CODES), "description": "for scripts: the same at every door"},
+        "request_id": {**STRING, "description": "the run, where there is one"},
+        "duration_ms": NUMBER,
+        "retry_after_s": NUMBER,
+        "error_type": STRING,
+        "traceback": STRING,
+    },
+    "required": ["error", "code"],
+}

@@ -1,0 +1,123 @@
+"""Accepts clients on the listening sockets, at most so many at a time, and lets them go when the door closes.
+
+It knows nothing of HTTP; a connection does.
+"""
+
+import asyncio
+import errno
+import logging
+import socket
+from typing import Any
+
+from hypercorn.asyncio.worker_context import WorkerContext
+
+from orpheusd.doors.http.complaints import Complaints
+from orpheusd.doors.http.connection import Connection, Phase
+from orpheusd.doors.http.limits import Limits
+from orpheusd.doors.http.protocol import DoorConfig
+
+#: When files or memory are short, accept is tried again after this long, or when a connection of ours ends.
+SHORTAGE_S = 1.0
+_SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Server:
+    """Invariant: `_tasks` holds one task for each client that was accepted and is not gone, never more than
+    `limits.connections`. When they are used up the longest idle client goes; without an idle one new clients wait
+    in the kernel's queue, as they do before `start` and after `stop`.
+    """
+
+    def __init__(self, app: Any, limits: Limits, complaints: Complaints) -> None:
+        self._app = app
+        self._limits = limits
+        self._complaints = complaints
+        self._config = DoorConfig(limits)
+        self._context = WorkerContext(None)
+        self._loop = asyncio.get_running_loop()
+        self._listeners: list[socket.socket] = []
+        self._accepting = False
+        self._again: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._connections: set[Connection] = set()
+
+    def start(self, listeners: list[socket.socket]) -> None:
+        self._listeners = listeners
+        self._accept()
+
+    async def stop(self, grace_s: float) -> None:
+        """Returns when no connection is left: the idle ones close, the busy ones get `grace_s` to be answered."""
+        self._pause()
+        self._listeners = []
+        await self._context.terminated.set()
+        for connection in list(self._connections):
+            if connection.phase is not Phase.ANSWER:
+                connection.close()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace_s)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _accept(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        for listener in self._listeners:
+            self._loop.add_reader(listener, self._arrived, listener)
+        self._accepting = True
+
+    def _pause(self, timeout_s: float | None = None) -> None:
+        """Accept nobody until a client leaves, or for `timeout_s`."""
+        for listener in self._listeners:
+            self._loop.remove_reader(listener)
+        self._accepting = False
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        if timeout_s is not None:
+            self._again = self._loop.call_later(timeout_s, self._accept)
+
+    def _arrived(self, listener: socket.socket) -> None:
+        if len(self._tasks) >= self._limits.connections:
+            self._close_longest_idle()
+            self._pause(self._limits.header_deadline_s)
+            return
+        try:
+            client, _ = listener.accept()
+        except OSError as error:
+            if error.errno in _SHORTAGE:
+                self._complaints.say(f"cannot accept connections: {error}", logging.WARNING)
+                self._pause(SHORTAGE_S)
+            return  # taken by another door, or gone already
+        task = self._loop.create_task(self._serve(client))
+        self._tasks.add(task)
+        task.add_done_callback(self._left)
+
+    async def _serve(self, client: socket.socket) -> None:
+        client.setblocking(False)
+        reader = asyncio.StreamReader()
+        protocol = asyncio.StreamReaderProtocol(reader)
+        try:
+            transport, _ = await self._loop.connect_accepted_socket(lambda: protocol, client)
+        except BaseException:
+            client.close()
+            raise
+        writer = asyncio.StreamWriter(transport, protocol, reader, self._loop)
+        connection = Connection(self._app, self._config, self._context, self._limits, reader, writer)
+        self._connections.add(connection)
+        try:
+            await connection.run()
+        finally:
+            self._connections.discard(connection)
+
+    def _left(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not self._accepting:
+            self._accept()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._complaints.failed("a connection failed", error)
+
+    def _close_longest_idle(self) -> None:
+        idle = [connection for connection in self._connections if connection.phase is Phase.IDLE]
+        if idle:
+            min(idle, key=lambda connection: connection.idle_since).close()

@@ -1,0 +1,82 @@
+"""What holds for every test: a deadline, nothing left behind, and a real daemon for those that ask.
+
+Warnings are errors (setup.cfg).
+"""
+
+import os
+import platform
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from tests import leaks
+from tests.daemon import Daemon
+
+#: Longer than any test takes on a slow machine; a test that needs more says so with `deadline`.
+DEADLINE_S = 120.0
+
+
+def pytest_configure() -> None:
+    leaks.adopt_orphans()
+
+
+def pytest_report_header() -> str:
+    bwrap = shutil.which("bwrap") or "missing"
+    return f"kernel {platform.release()}, {os.cpu_count()} cores, uid {os.getuid()}, bwrap {bwrap}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.getuid() != 0:
+        for item in items:
+            if item.get_closest_marker("root"):
+                item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    marker = request.node.get_closest_marker("deadline")
+    deadline_s = marker.args[0] if marker else DEADLINE_S
+
+    def late(_number: int, _frame: FrameType | None) -> None:
+        raise TimeoutError(f"the test took longer than {deadline_s} s")
+
+    earlier = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, deadline_s)
+    before = leaks.census()
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, earlier)
+    if left := leaks.left_since(before):
+        pytest.fail("the test left behind:\n  " + "\n  ".join(left), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def daemon() -> Iterator[Daemon]:
+    """One daemon for all tests that only add agents of their own; a test that stops or kills takes `new_daemon`."""
+    shared = Daemon()
+    try:
+        yield shared.start()
+    finally:
+        shared.close()
+
+
+@pytest.fixture
+def new_daemon() -> Iterator[Callable[..., Daemon]]:
+    """A function that starts a daemon for this test alone, with the arguments of `Daemon`."""
+    started: list[Daemon] = []
+
+    def start(*flags: str, **settings: Any) -> Daemon:
+        started.append(Daemon(*flags, **settings))
+        return started[-1].start()
+
+    try:
+        yield start
+    finally:
+        for one in started:
+            one.close()
