@@ -6,7 +6,9 @@ loop and never awaits, so events are handled one at a time, in order.
 
 import asyncio
 import contextlib
+import math
 import random
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -84,6 +86,7 @@ class Engine:
         self._waiting: deque[ev.Event] = deque()
         self._turning = False
         self._timer: asyncio.TimerHandle | None = None
+        self._wake_at = math.inf
         self._ended_message: Message | None = None
         self._do: dict[type[Any], Callable[[Any], None]] = {
             ef.Dispatch: self._dispatch,
@@ -110,7 +113,7 @@ class Engine:
         self._turning = True
         try:
             while self._waiting:
-                for effect in self.supervisor.handle(self._waiting.popleft(), self._loop.time()):
+                for effect in self.supervisor.handle(self._waiting.popleft(), self.now()):
                     self._do[type(effect)](effect)
                 if self._debug:
                     check(self.supervisor)
@@ -119,8 +122,8 @@ class Engine:
         self._arm()
 
     def now(self) -> float:
-        """The supervisor's clock: monotonic seconds."""
-        return self._loop.time()
+        """The supervisor's clock: monotonic seconds. uvloop moves its own once a turn, by milliseconds."""
+        return time.monotonic()
 
     def start_run(self, event: ev.RunRequested, pending: Pending) -> None:
         """Accept a run. Its outcome comes through `pending.on_outcome`, perhaps before this returns."""
@@ -139,14 +142,15 @@ class Engine:
     def _arm(self) -> None:
         """Wake up at the supervisor's next deadline, or earlier: that costs less than a timer for each run."""
         deadline = self.supervisor.next_deadline()
-        if deadline is None or (self._timer is not None and self._timer.when() <= deadline):
+        if deadline is None or deadline >= self._wake_at:
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(deadline, self._time_passed)
+        self._wake_at = deadline
+        self._timer = self._loop.call_later(max(0.0, deadline - self.now()), self._time_passed)
 
     def _time_passed(self) -> None:
-        self._timer = None
+        self._timer, self._wake_at = None, math.inf
         self.feed(ev.TimePassed())
 
     # What the supervisor orders

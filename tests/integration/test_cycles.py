@@ -1,0 +1,53 @@
+"""Deploying, running and undeploying again and again leaves nothing behind."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.daemon import Daemon, write_agent
+from tests.eventually import eventually
+
+
+def holdings(daemon: Daemon) -> dict[str, object]:
+    """What the daemon has that could leak: processes, descriptors, mounts, and entries in its directories."""
+    process = psutil.Process(daemon.pid)
+    places = [daemon.runtime_dir, daemon.state_dir / "tmp", daemon.state_dir / "agents", daemon.state_dir / "venvs",
+              Path("/tmp")]
+    return {
+        "processes": sorted(child.name() for child in process.children(recursive=True)),
+        "descriptors": process.num_fds(),
+        "mounts": len(Path(f"/proc/{daemon.pid}/mountinfo").read_text().splitlines()),
+        "files": [sorted(os.listdir(place)) for place in places],
+    }
+
+
+def cycle(daemon: Daemon, folder: Path, times: int) -> None:
+    for turn in range(times):
+        daemon.deploy(folder)
+        answer = daemon.call("run", agent=folder.name, input={}, session_id=f"s{turn}")
+        assert answer["result"] == "there"
+        assert answer["session"]["context"] == "new", "an agent that was undeployed remembers no session"
+        daemon.call("undeploy", agent=folder.name, purge=turn % 2 == 0)
+
+
+@pytest.mark.parametrize("times", [
+    pytest.param(25, marks=pytest.mark.deadline(60.0)),
+    pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.deadline(1800.0)]),
+])
+def test_cycles_leave_nothing(new_daemon: Callable[..., Daemon], tmp_path: Path, times: int) -> None:
+    daemon = new_daemon()
+    folder = write_agent(tmp_path / "comes-and-goes", """
+import subprocess
+def handler(input_data):
+    open("/workspace/left", "w").write("something")
+    subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    return "there"
+""")
+    cycle(daemon, folder, 3)
+    before = holdings(daemon)
+    cycle(daemon, folder, times)
+    eventually(lambda: holdings(daemon) == before, what=f"{before}, and it is {holdings(daemon)}")
+
