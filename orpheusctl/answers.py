@@ -72,6 +72,8 @@ def _workspace_path(answer: Result, _: Namespace, output: Output) -> None:
 
 def _workspace_clean(answer: Result, _: Namespace, output: Output) -> None:
     output.line(f"removed {answer['removed_files']} files ({size(answer['removed_bytes'])}) from {answer['path']}")
+    if answer.get("left"):
+        output.note(f"{answer['left']} could not be removed; the daemon's user may not, or they came back meanwhile")
 
 
 def _facts(answer: Result, _: Namespace, output: Output) -> None:

@@ -95,7 +95,8 @@ COMMANDS: tuple[Command, ...] = (
         (Example("orpheusctl deploy ./my-agent", "deployed my-agent version 1 (isolation bwrap)"),
          Example("OPENAI_API_KEY=… orpheusctl deploy ./my-agent", "deployed my-agent version 2 (isolation bwrap)",
                  "a version that needs a secret")),
-        ("conflict", "too-large", "timed-out"), module="deploy", about="deploy a folder as an agent's next version"),
+        ("handler-failed", "conflict", "too-large", "timed-out"),
+        module="deploy", about="deploy a folder as an agent's next version"),
     Command(
         "undeploy", "undeploy",
         "Lets the agent's running runs finish, stops its workers and forgets its versions. Its workspace and logs "
@@ -182,7 +183,7 @@ COMMANDS: tuple[Command, ...] = (
         "Prints the latest lines that the agent's workers wrote to stdout and stderr: time, worker, run, session, "
         "stream and text, separated by tabs when stdout is not a terminal. Control characters are shown as \\x1b; "
         "with --json, each line is a row as JSON, with the exact text.\n"
-        "-f goes on with new lines until Ctrl-C (exit code 130) or until the agent is gone.",
+        "-f goes on with new lines until Ctrl-C (exit code 130) or until the daemon stops (69).",
         (NAME, Argument("follow", "stream", ("-f", "--follow"), switch=True),
          Argument("limit", "limit", ("-n", "--lines"), "N"), Argument("run_id", "run_id", ("--run",), "ID"),
          Argument("session_id", "session_id", ("--session",), "ID"), JSON._replace(help="print each line as JSON")),
@@ -225,7 +226,7 @@ MEANINGS: dict[str, str] = {
     "conflict": "not possible now",
     "session-busy": "the session has a run, and --overlap is reject",
     "context-not-warm": "the session's memory is not there, and --require-warm was given",
-    "handler-failed": "the handler raised; its traceback is on stderr",
+    "handler-failed": "the agent's own code failed; its traceback is on stderr",
     "unserialisable-result": "the result is not JSON",
     "worker-crashed": "the worker died during the run",
     "overloaded": "the agent's queue is full",

@@ -87,11 +87,12 @@ class Output:
         if self.json_wanted:
             self._write_json(error_body(error), indent=2 if self.stdout.isatty() else None)
         details = error.details
-        kind = details.get("error_type")
+        kind = details.get("error_type") if error.code == "handler-failed" else None
         named = f"{kind}: " if isinstance(kind, str) and kind not in error.message else ""
         self.note(f"{self.prog}: {named}{error.message}")
-        if isinstance(details.get("traceback"), str) and details["traceback"]:
-            self.note(details["traceback"].rstrip("\n"))
+        traceback = details.get("traceback")
+        if isinstance(traceback, str) and traceback and (error.code != "cancelled" or self.verbose):
+            self.note(traceback.rstrip("\n"))
         facts = [error.code]
         if details.get("request_id"):
             facts.append(f"run {details['request_id']}")

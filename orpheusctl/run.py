@@ -52,6 +52,7 @@ class _Quiet:
         self.output.json(answer if self.output.json_wanted else answer.get("result"))
 
     def failed(self, error: OrpheusError) -> None:
+        _tell_context(error.details, self.output)
         self.output.error(error)
 
 
@@ -93,7 +94,7 @@ class _Streaming(_Quiet):
         if self.output.json_wanted:
             self.output.json_line({"event": "error", "data": error_body(error)})
             self.output.json_wanted = False
-        self.output.error(error)
+        super().failed(error)
 
     def _keep(self, piece: Any) -> None:
         if self._pieces is None:
@@ -160,13 +161,18 @@ class _Waiting:
 
 
 def _tell_context(answer: dict[str, Any], output: Output) -> None:
-    """Says what became of the session's memory: always when there is bad news, else to those who watch."""
+    """Says what became of the session's memory: always when there is bad news, else to those who watch.
+
+    `answer` is a run's answer, or the details of its error: both have the session.
+    """
     session = answer.get("session")
     watched = output.verbose or output.stderr.isatty()
     where = f"worker {answer.get('worker_id')}"
     if output.verbose:
         took_s = float(answer.get("duration_ms") or 0) / 1000
         where += f", run {answer.get('request_id')}, {duration(took_s)}"
+    if answer.get("worker_id") is None:
+        return  # it never ran
     if session is None:
         if output.verbose:
             output.note(where)

@@ -10,7 +10,6 @@ from orpheusd.runlog.log import RunLog
 from orpheusd.runlog.queries import RunQueries
 from orpheusd.runlog.rows import Ended, Queued, RunDetail, Started
 from orpheusd.runlog.settings import Settings
-
 from tests.eventually import eventually
 
 #: Everything is checked at open, however slow the machine.

@@ -345,7 +345,8 @@ def _memory_file(content: bytes) -> int:
 def _probe(bwrap_path: str) -> str | None:
     """What is wrong with bubblewrap here, or None. Runs the agents' own interpreter in the agents' own root."""
     interpreter = find_interpreter()
-    args = [*_namespaces(network=False), "--die-with-parent", *_root(interpreter, False, TMP_LIMIT_BYTES), *_sealed()]
+    args = [*_namespaces(network=False), "--as-pid-1", "--die-with-parent"]
+    args += [*_root(interpreter, False, TMP_LIMIT_BYTES), *_sealed()]
     command = Command(
         [bwrap_path, "--args", ARGS_FD, "--", str(interpreter.executable), "-I", "-S", "-c", ""],
         _joined(args), {}, "/", data=_etc_data("probe", network=False))

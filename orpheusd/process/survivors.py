@@ -7,7 +7,6 @@ nothing of why somebody is to die. Where a pid namespace confines a template, th
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -50,28 +49,34 @@ def kill_once(tag: str) -> int:
 
 def tagged(tag: str) -> list[int]:
     """The pids that carry `tag` (`NAME=value`, both not empty) now. A zombie carries nothing."""
-    name, _, value = tag.partition("=")
-    if not name or not value:
-        raise ValueError(f"{tag!r} would find strangers")
-    return [pid for pid in _pids() if _carries(pid, tag)]
+    return [pid for pid in _pids() if _carries(pid, _checked(tag))]
 
 
 def _kill_found(tag: str) -> list[PidFd]:
     """The processes that were sent SIGKILL, held open.
 
-    A number read from /proc may be another's by the time it is used. So each is held by a pidfd first and looked
-    at again: what is then read is about the held process, or that is dead and takes no signal.
+    They are stopped as they are found, so that none can fork and leave behind the back of the search.
     """
-    doomed = {pid: held for pid in tagged(tag) if (held := _hold(pid)) is not None}
-    for pid in list(doomed):
-        if not _carries(pid, tag):
-            doomed.pop(pid).close()
+    doomed: dict[int, PidFd] = {}
+    for pid in _pids():
+        if _carries(pid, _checked(tag)) and (held := _hold(pid)) is not None:
+            # a number read from /proc may be another's by now: what is read again is about the process that is
+            # held, or else that one is dead and takes no signal
+            if _carries(pid, tag):
+                doomed[pid] = held
+                _signal(held, signal.SIGSTOP)
+            else:
+                held.close()
     if doomed:
         _add_descendants(doomed)
     for process in doomed.values():
-        with suppress(PermissionError):  # a set-uid program, which an unprivileged daemon cannot touch
-            process.send_signal(signal.SIGKILL)
+        _signal(process, signal.SIGKILL)
     return list(doomed.values())
+
+
+def _signal(process: PidFd, number: int) -> None:
+    with suppress(PermissionError):  # a set-uid program, which an unprivileged daemon cannot touch
+        process.send_signal(number)
 
 
 def _add_descendants(doomed: dict[int, PidFd]) -> None:
@@ -91,9 +96,16 @@ def _add_descendants(doomed: dict[int, PidFd]) -> None:
                     held.close()
 
 
-def _pids() -> Iterator[int]:
-    """Every process but this one."""
-    return (int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit() and entry.name != str(os.getpid()))
+def _pids() -> list[int]:
+    """Every process but this one, the newest first: those are the ones that may be gone the next moment."""
+    return sorted({int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit()} - {os.getpid()}, reverse=True)
+
+
+def _checked(tag: str) -> str:
+    name, _, value = tag.partition("=")
+    if not name or not value:
+        raise ValueError(f"{tag!r} would find strangers")
+    return tag
 
 
 def _hold(pid: int) -> PidFd | None:

@@ -1,0 +1,267 @@
+"""The socket by which a template or a worker speaks with the supervisor, and the queue before it.
+
+Logs are queued and written as far as the socket takes them; they never wait, and beyond a bound they are
+refused. Other messages may be waited for. Any thread may queue; whoever holds the baton writes. It knows no
+message beyond `hello` and does not decide what to do when the channel is lost.
+"""
+
+import json
+import os
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from orpheusd.wire.worker import PROTOCOL_VERSION, Message, Role, WorkerLink
+
+#: Below the size from which malloc takes fresh pages for every read.
+READ_BYTES = 64 * 1024
+#: Joined into one write: many log lines cost one system call.
+BATCH_BYTES = 64 * 1024
+#: More than one run may log, envelopes included: only many runs and a supervisor that does not read fill it.
+LOG_BACKLOG_BYTES = 8 * 1024 * 1024
+#: What a message costs beside its text when the backlog is counted.
+ENVELOPE_BYTES = 200
+#: The supervisor accepts at once; longer than this and it is not there.
+DIAL_TIMEOUT_S = 10.0
+#: How often a wait for the socket looks up: a cancel must get through, and a dead peer be noticed.
+LOOK_UP_S = 0.05
+
+
+class ChannelClosed(Exception):
+    """The supervisor is gone, or the agent closed the channel under us."""
+
+
+class Shield:
+    """Tells somebody when this thread is inside the channel and must not be torn out of it. Here: nobody."""
+
+    def enter(self) -> None:
+        pass
+
+    def leave(self) -> None:
+        pass
+
+    def waiting(self) -> None:
+        """Called while a message waits, at a point where raising does no harm."""
+
+
+class Posting(NamedTuple):
+    """A message in the queue. `numbers`, where given, fills `seq` at the moment of writing, so that the order
+    of numbers is the order on the wire whichever thread came first."""
+
+    type: str
+    fields: dict[str, Any]
+    payload: bytes = b""
+    numbers: Iterator[int] | None = None
+    cost_bytes: int = 0
+
+
+def dial(path: str, role: Role, id: str, nonce: str) -> "Channel":
+    """A channel on which `hello` was said. Raises OSError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(DIAL_TIMEOUT_S)
+    sock.connect(path)
+    sock.settimeout(None)
+    channel = Channel(sock, WorkerLink(role, json.loads, _dumps))
+    channel.queue("hello", {"protocol": PROTOCOL_VERSION, "role": role.value, "id": id, "nonce": nonce})
+    return channel
+
+
+class Channel:
+    """A socket, the link that speaks on it, and what waits to be written.
+
+    Invariant: only the holder of the baton encodes and writes, and it leaves either nothing or a whole
+    remainder in `_rest`; bytes on the wire are never torn or reordered, whatever thread or signal handler
+    comes in between.
+    """
+
+    def __init__(self, sock: socket.socket, link: WorkerLink) -> None:
+        self.link = link
+        self.shield = Shield()
+        self.on_blocked: Callable[[], None] | None = None
+        self._socket = sock
+        self._fd = sock.fileno()
+        self._identity = _identity(self._fd)
+        self._owner_pid = os.getpid()
+        self._queue: deque[Posting] = deque()
+        self._rest = memoryview(b"")
+        self._log_bytes = 0
+        self._baton: list[None] = [None]
+        self._holder = 0
+
+    def fileno(self) -> int:
+        return self._fd
+
+    @property
+    def backlogged(self) -> bool:
+        """Whether something waits to be written."""
+        return bool(self._rest or self._queue)
+
+    def receive(self, flags: int = 0) -> list[Message] | None:
+        """What the supervisor said; None when `flags` forbid waiting and there is nothing.
+
+        Raises ChannelClosed, and ProtocolViolation when the supervisor breaks the rules.
+        """
+        try:
+            data = self._socket.recv(READ_BYTES, flags)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise ChannelClosed(f"cannot read the channel: {error}") from error
+        if not data:
+            raise ChannelClosed("the supervisor closed the channel")
+        return self.link.receive(data)
+
+    def log(self, fields: dict[str, Any], write: bool = True) -> bool:
+        """Queue a `log` message; False when too much waits already, or the channel is lost. Never waits."""
+        cost = len(fields["text"]) + ENVELOPE_BYTES
+        if self._log_bytes + cost > LOG_BACKLOG_BYTES or os.getpid() != self._owner_pid:
+            return False
+        self._log_bytes += cost
+        self._queue.append(Posting("log", fields, cost_bytes=cost))
+        if write:
+            self.write()
+        return True
+
+    def queue(
+        self, type: str, fields: dict[str, Any], payload: bytes = b"", numbers: Iterator[int] | None = None
+    ) -> None:
+        """Queue a message that may not be dropped, and write what the socket takes."""
+        self._queue.append(Posting(type, fields, payload, numbers))
+        self.write()
+
+    def deliver(
+        self, type: str, fields: dict[str, Any], payload: bytes = b"", numbers: Iterator[int] | None = None
+    ) -> None:
+        """Queue a message and wait until all that is queued is written. Raises ChannelClosed.
+
+        The supervisor bounds the wait: it reads, or it ends us.
+        """
+        self.check()
+        self.shield.enter()
+        try:
+            self._queue.append(Posting(type, fields, payload, numbers))
+            while not self._pump():
+                if self._holder == threading.get_ident():
+                    return  # we interrupted our own thread while it writes; it will write this too
+                self._await_room()
+                self.shield.waiting()
+        finally:
+            self.shield.leave()
+
+    def check(self) -> None:
+        """Raises ChannelClosed when the fd is not our socket any more, or this process not its owner."""
+        if os.getpid() != self._owner_pid:
+            raise ChannelClosed("a forked child does not speak for its worker")
+        if _identity(self._fd) != self._identity:
+            raise ChannelClosed("the agent closed the channel")
+
+    @property
+    def is_ours(self) -> bool:
+        """False in a process that the agent forked."""
+        return os.getpid() == self._owner_pid
+
+    def write(self) -> None:
+        """Write what the socket takes now. A lost channel shows when it is next read or waited for."""
+        self.shield.enter()
+        try:
+            if not self._pump() and self.on_blocked is not None:
+                self.on_blocked()
+        except ChannelClosed:
+            self._forget()
+        finally:
+            self.shield.leave()
+
+    def flush(self, timeout_s: float) -> None:
+        """Wait until everything queued is written, at most `timeout_s` seconds. For those who leave."""
+        deadline = time.monotonic() + timeout_s
+        try:
+            while not self._pump() and time.monotonic() < deadline:
+                self._await_room()
+        except ChannelClosed:
+            self._forget()
+
+    def abandon(self) -> None:
+        """Let go without a word: this process is a fork, and the channel is its parent's."""
+        self._owner_pid = -1
+        self._forget()
+        self._socket.close()
+
+    def _pump(self) -> bool:
+        """Write until nothing is left (True) or the socket is full (False). Raises ChannelClosed."""
+        while self._rest or self._queue:
+            try:
+                self._baton.pop()
+            except IndexError:
+                return False  # another thread is writing, and takes what we queued with it
+            self._holder = threading.get_ident()
+            try:
+                if not self._write_queue():
+                    return False
+            finally:
+                self._holder = 0
+                self._baton.append(None)
+        return True
+
+    def _write_queue(self) -> bool:
+        while True:
+            if not self._rest:
+                self._rest = self._next_batch()
+                if not self._rest:
+                    return True
+            try:
+                sent = self._socket.send(self._rest, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                raise ChannelClosed(f"cannot write to the channel: {error}") from error
+            self._rest = self._rest[sent:]
+
+    def _next_batch(self) -> memoryview:
+        pieces: list[bytes] = []
+        size = 0
+        while self._queue and size < BATCH_BYTES:
+            posting = self._queue.popleft()
+            fields = posting.fields
+            if posting.numbers is not None:
+                fields["seq"] = next(posting.numbers)
+            piece = self.link.send(posting.type, fields, posting.payload)
+            pieces.append(piece)
+            size += len(piece)
+            self._log_bytes -= posting.cost_bytes
+        if not self._queue:
+            self._log_bytes = 0  # threads that count at once may miscount; an empty queue is the truth
+        return memoryview(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+
+    def _await_room(self) -> None:
+        waiter = select.poll()
+        try:
+            waiter.register(self._fd, select.POLLOUT)
+            waiter.poll(LOOK_UP_S * 1000)
+        except (OSError, ValueError) as error:
+            raise ChannelClosed(f"cannot wait for the channel: {error}") from error
+
+    def _forget(self) -> None:
+        self._queue.clear()
+        self._rest = memoryview(b"")
+        self._log_bytes = 0
+
+
+#: Pure ASCII, so that no text a handler prints can make a line that is not UTF-8.
+_encoder = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), check_circular=False)
+
+
+def _dumps(value: Any) -> bytes:
+    return _encoder.encode(value).encode("ascii")
+
+
+def _identity(fd: int) -> tuple[int, int] | None:
+    """Which socket an fd names; an agent that closes and opens fds may put another one in its place."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

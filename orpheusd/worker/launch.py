@@ -1,0 +1,73 @@
+"""The facts a template and its workers are born with: the launch line, the setup, the birth of one worker.
+
+It reads them and checks their shape; it does nothing with them.
+"""
+
+import json
+from dataclasses import dataclass, fields
+from typing import Any
+
+#: Exit codes of templates and workers that leave by themselves. A worker that obeyed `stop` leaves with 0.
+EXIT_CANNOT_START = 1
+EXIT_CHANNEL = 70  # EX_SOFTWARE: the channel is broken or lies
+EXIT_CANNOT_FORK = 71  # EX_OSERR: reported for a worker that never came to be
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """The one line on a template's stdin."""
+
+    template_id: str
+    nonce: str
+    socket: str
+
+    @classmethod
+    def read(cls, line: bytes) -> "Launch":
+        return cls(**_checked(cls, json.loads(line)))
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """The payload of `setup`: what an agent version is, and where its things are in this sandbox."""
+
+    agent: str
+    version: int
+    module: str
+    entrypoint: str
+    concurrency: int
+    preload: bool
+    env: dict[str, str]
+    code_dir: str
+    workspace_dir: str
+    result_limit_bytes: int
+    isolation: str
+
+    @classmethod
+    def read(cls, payload: bytes) -> "Setup":
+        return cls(**_checked(cls, json.loads(payload)))
+
+
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """What a forked child needs to become a worker."""
+
+    worker_id: str
+    nonce: str
+    socket: str
+    setup: Setup
+
+
+def _checked(kind: Any, value: Any) -> dict[str, Any]:
+    """The fields of `kind` in `value`; more than these are left alone, so that a newer daemon may say more."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{kind.__name__} must be a JSON object")
+    facts: dict[str, Any] = {}
+    for field in fields(kind):
+        if field.name not in value:
+            raise ValueError(f"{kind.__name__} lacks {field.name!r}")
+        given = value[field.name]
+        wanted = dict if field.name == "env" else field.type
+        if given.__class__ is not wanted:
+            raise ValueError(f"{kind.__name__}: {field.name!r} must not be {given!r}"[:200])
+        facts[field.name] = given
+    return facts

@@ -1,0 +1,119 @@
+"""The life of a worker whose handler is plain or a generator: one thread that reads, runs, and answers.
+
+While the handler runs nobody reads, so a cancel comes through the doorbell. It knows no event loop.
+"""
+
+import contextvars
+import os
+import sys
+import traceback
+from collections.abc import Generator
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from typing import Any
+
+from orpheusd.wire.worker import Message, ProtocolViolation
+from orpheusd.worker.channel import Channel, ChannelClosed
+from orpheusd.worker.doorbell import Doorbell
+from orpheusd.worker.handler import Handler, UnusableHandler
+from orpheusd.worker.launch import Setup
+from orpheusd.worker.results import Pieces, encode
+from orpheusd.worker.runs import RETURNED, Outcome, Run, completed, told
+from workspace import Cancelled, TimedOut
+
+
+class SyncRuns:
+    """Runs the handler, one run after another.
+
+    Invariant: between `arm` and the end of the `try` around it, and nowhere else, may a cancel raise.
+    """
+
+    def __init__(self, channel: Channel, doorbell: Doorbell, handler: Handler, setup: Setup, worker_id: str) -> None:
+        self._channel = channel
+        self._doorbell = doorbell
+        self._function = handler.function
+        self._setup = setup
+        self._worker_id = worker_id
+
+    def serve(self) -> None:
+        """Until `stop` or the end of the channel. Raises ChannelClosed and ProtocolViolation."""
+        while True:
+            message = self._next()
+            if message.type == "run":
+                self._execute(message)
+            elif message.type == "stop":
+                return
+            # A cancel that comes here is of a run that is over, and no hook wants a session_end yet.
+
+    def _next(self) -> Message:
+        while True:
+            try:
+                return self._doorbell.wait()
+            except (ChannelClosed, ProtocolViolation, MemoryError, SystemExit):
+                raise
+            except BaseException:
+                # A timer or signal handler that the agent left behind fired between two runs.
+                traceback.print_exc()
+
+    def _execute(self, message: Message) -> None:
+        run = Run(message, self._setup, self._worker_id, self._channel)
+        self._doorbell.install()
+        outcome = contextvars.copy_context().run(self._attempt, run)
+        fields, payload = run.ended(outcome)
+        self._return_home()
+        self._channel.deliver("ended", fields, payload)
+
+    def _attempt(self, run: Run) -> Outcome:
+        run.enter()
+        doorbell = self._doorbell
+        try:
+            try:
+                doorbell.arm(run.id)
+                payload = self._call(run)
+            finally:
+                doorbell.disarm()
+        except BaseException as error:
+            return run.failure(error, doorbell.reason)
+        if doorbell.reason is not None:
+            return told(doorbell.reason, RETURNED)
+        return completed(payload)
+
+    def _call(self, run: Run) -> bytes:
+        value = self._function(run.input())
+        if isinstance(value, GeneratorType):
+            return self._exhaust(value, run)
+        if isinstance(value, CoroutineType | AsyncGeneratorType):
+            if isinstance(value, CoroutineType):
+                value.close()
+            raise UnusableHandler(
+                f"{self._setup.entrypoint!r} returned a {type(value).__name__}, but does not look like an async "
+                "function; a decorator hides that: make the decorator's wrapper `async def` too")
+        return encode(value, limit_bytes=self._setup.result_limit_bytes)
+
+    def _exhaust(self, generator: Generator[Any, Any, Any], run: Run) -> bytes:
+        """Send what the generator yields; its result is what it returns, else the list of the pieces."""
+        pieces = Pieces(self._setup.result_limit_bytes)
+        interruption: BaseException | None = None
+        while True:
+            try:
+                value = next(generator) if interruption is None else generator.throw(interruption)
+                interruption = None
+            except StopIteration as end:
+                if end.value is not None:
+                    return encode(end.value, limit_bytes=self._setup.result_limit_bytes)
+                return pieces.result()
+            try:
+                piece = pieces.add(value)
+                if run.streams:
+                    run.send_piece(piece)
+            except (Cancelled, TimedOut) as told_between:
+                interruption = told_between  # it came while we held the piece; the handler shall see it
+            except BaseException:
+                generator.close()
+                raise
+
+    def _return_home(self) -> None:
+        """A relative path means the same in every run."""
+        try:
+            os.chdir(self._setup.code_dir)
+        except OSError as error:
+            print(f"cannot return to {self._setup.code_dir}: {error}", file=sys.stderr)

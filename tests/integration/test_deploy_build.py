@@ -1,0 +1,265 @@
+"""Virtual environments built for real: pip, bubblewrap, packages that attack the box or never end."""
+
+import asyncio
+import io
+import os
+import subprocess
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orpheusd.deploy import build
+from orpheusd.deploy.build import ensure_venv, prune_venvs, read_requirements
+from orpheusd.errors import OrpheusError
+from orpheusd.process.sandbox import Isolation, detect
+from tests.eventually import eventually
+
+#: A build takes 4 s on a quiet machine.
+TIMEOUT_S = 60.0
+
+#: A package that says, in the wheel it builds, what it could see and do while it was built.
+PROBE = """
+import os, pathlib, sys, zipfile
+
+def attempt(action):
+    try:
+        return repr(action())
+    except OSError as error:
+        return type(error).__name__
+
+def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
+    outside = pathlib.Path({outside!r})
+    found = {{
+        "secret": attempt((outside / "secret").read_text),
+        "state": attempt(lambda: sorted(os.listdir({state!r}))),
+        "write": attempt(lambda: (outside / "written").write_text("x")),
+        "uid": os.getuid(),
+        "environ": {{name: value for name, value in os.environ.items() if "planted" in value}},
+    }}
+    mark = pathlib.Path(sys.prefix, ".complete")
+    mark.symlink_to(outside / "victim")
+    name = "probe-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(pathlib.Path(wheel_directory, name), "w") as wheel:
+        wheel.writestr("probe.py", f"FOUND = {{found!r}}")
+        wheel.writestr("probe-1.0.dist-info/METADATA", "Metadata-Version: 2.1\\nName: probe\\nVersion: 1.0\\n")
+        wheel.writestr("probe-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr("probe-1.0.dist-info/RECORD", "")
+    return name
+"""
+
+#: A package whose build never ends, and leaves its process group.
+HANG = """
+import pathlib, subprocess, sys
+
+def build_wheel(*_, **__):
+    subprocess.Popen(["sleep", "300"], start_new_session=True)
+    pathlib.Path(sys.prefix, "hanging").write_text("x")
+    subprocess.run(["sleep", "300"])
+"""
+
+Ensure = Callable[..., asyncio.Task[Path | None]]
+
+
+@pytest.fixture(params=["bwrap", "none"])
+def isolation(request: pytest.FixtureRequest) -> Isolation:
+    return isolated(request.param)
+
+
+def isolated(mode: str) -> Isolation:
+    found = detect("auto" if mode == "bwrap" else "none")
+    if found.mode != mode:
+        pytest.skip(found.reason)
+    return found
+
+
+class Box:
+    """A state directory, and a folder of packages that is the only index there is."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.state = root / "state"
+        self.packages = root / "packages"
+        self.lines: list[str] = []
+        for path in (self.state / "venvs", self.packages):
+            path.mkdir(parents=True)
+        (root / "secret").write_text("precious")
+
+    def add(self, name: str, backend: str) -> None:
+        """A source package whose build runs `backend`, and that needs nothing to be built."""
+        files = {
+            "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n',
+            "backend.py": backend,
+            "PKG-INFO": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
+        }
+        with tarfile.open(self.packages / f"{name}-1.0.tar.gz", "w:gz") as archive:
+            for file, text in files.items():
+                info = tarfile.TarInfo(f"{name}-1.0/{file}")
+                info.size = len(text.encode())
+                archive.addfile(info, io.BytesIO(text.encode()))
+
+    def add_wheel(self, name: str) -> None:
+        with zipfile.ZipFile(self.packages / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(f"{name}.py", "")
+            wheel.writestr(f"{name}-1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+            wheel.writestr(f"{name}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+            wheel.writestr(f"{name}-1.0.dist-info/RECORD", "")
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {"PIP_CONFIG_FILE": "/dev/null", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.packages),
+                "HOME": str(self.root), "API_KEY": "planted"}
+
+    async def ensure(self, text: str, isolation: Isolation, timeout_s: float = TIMEOUT_S) -> Path | None:
+        requirements = self.root / "requirements.txt"
+        requirements.write_text(text)
+        return await ensure_venv(requirements, self.state, isolation, self.lines.append, timeout_s, self.environ)
+
+    def left(self) -> list[str]:
+        return sorted(path.name for path in (self.state / "venvs").iterdir())
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Box:
+    return Box(tmp_path)
+
+
+def python(venv: Path, code: str) -> str:
+    done = subprocess.run([venv / "bin/python", "-I", "-c", code], capture_output=True, text=True, check=True, timeout=20)
+    return done.stdout.strip()
+
+
+def test_packages_are_installed_once_and_see_nothing_of_the_box(box: Box, isolation: Isolation) -> None:
+    box.add("probe", PROBE.format(outside=str(box.root), state=str(box.state)))
+    text = "probe==1.0  # a comment\n"
+
+    async def build_twice() -> list[Path | None]:
+        return list(await asyncio.gather(box.ensure(text, isolation), box.ensure(text, isolation)))
+
+    first, second = asyncio.run(build_twice())
+    assert first is not None and first == second
+    assert box.left() == [first.name]
+    assert box.lines.count("Successfully installed probe-1.0") == 2  # one build, two listeners
+    assert not (box.root / "victim").exists()
+    assert (first / ".complete").is_file() and not (first / ".complete").is_symlink()
+    found = eval(python(first, "import probe; print(probe.FOUND)"))
+    assert found["environ"] == {}
+    if isolation.mode == "bwrap":
+        assert found == {"secret": "FileNotFoundError", "state": "FileNotFoundError", "write": "FileNotFoundError",
+                         "uid": 1000, "environ": {}}
+        assert (first / "bin/pip").read_text().startswith("#!/venv/bin/python")
+    else:
+        assert (first / "bin/pip").read_text().startswith(f"#!{first}/bin/python")
+
+    box.lines.clear()
+    again = asyncio.run(box.ensure("\nprobe==1.0\n# another comment\n", isolation))
+    assert again == first and box.lines == ["requirements.txt: already installed"]
+
+
+def test_a_refusal_says_what_pip_said_and_leaves_nothing(box: Box) -> None:
+    isolation = isolated("bwrap")
+    box.add("broken", "def build_wheel(*_, **__): raise ValueError('no luck today')")
+    with pytest.raises(OrpheusError) as caught:
+        asyncio.run(box.ensure("broken\n", isolation))
+    assert caught.value.code == "invalid-request"
+    assert caught.value.message.startswith("cannot install requirements.txt: ")
+    assert "no luck today" in caught.value.details["output"]
+    assert "no luck today" in "\n".join(box.lines)
+    assert box.left() == []
+
+
+def test_a_package_that_is_not_there(box: Box) -> None:
+    with pytest.raises(OrpheusError, match="No matching distribution found for no-such-package"):
+        asyncio.run(box.ensure("no-such-package\n", isolated("bwrap")))
+    assert box.left() == []
+
+
+def test_the_last_who_waits_takes_the_build_along(box: Box, isolation: Isolation) -> None:
+    box.add("hang", HANG)
+    text = "hang\n"
+
+    async def cancel_both() -> None:
+        loop = asyncio.get_running_loop()
+        waiting = [loop.create_task(box.ensure(text, isolation)) for _ in range(2)]
+
+        def hangs() -> list[Path]:
+            return [*(box.state / "venvs").glob("*/hanging"), *(box.state / "venvs").glob(".*/hanging")]
+
+        await asyncio.to_thread(eventually, hangs, 30)
+        waiting[0].cancel()
+        await asyncio.wait([waiting[0]])
+        assert waiting[0].cancelled() and not waiting[1].done() and hangs()
+        waiting[1].cancel()
+        await asyncio.wait([waiting[1]])
+        assert waiting[1].cancelled()
+        assert build._builds == {}
+
+    asyncio.run(cancel_both())
+    assert box.left() == []
+    # that no process is left is seen by the fixture of every test
+
+
+def test_a_build_that_takes_too_long_is_stopped(box: Box) -> None:
+    box.add_wheel("tiny")
+    with pytest.raises(OrpheusError, match=r"not done within 0\.5 s") as caught:
+        asyncio.run(box.ensure("tiny\n", isolated("bwrap"), timeout_s=0.5))
+    assert caught.value.code == "timed-out"
+    assert box.left() == []
+
+
+@pytest.mark.parametrize("text", [None, "", "\n\n", "# nothing\n  # at all\n"])
+def test_nothing_required_is_nothing_built(box: Box, text: str | None) -> None:
+    requirements = box.root / "requirements.txt"
+    if text is not None:
+        requirements.write_text(text)
+    built = asyncio.run(ensure_venv(requirements, box.state, detect("none"), box.lines.append, TIMEOUT_S))
+    assert built is None and box.left() == [] and box.lines == []
+
+
+def test_requirements_are_text_of_bounded_length(tmp_path: Path) -> None:
+    file = tmp_path / "requirements.txt"
+    file.write_bytes(b"\xff")
+    with pytest.raises(OrpheusError, match=r"cannot read requirements\.txt"):
+        read_requirements(file)
+    file.write_text("# " + "x" * build.LIMIT_REQUIREMENTS_BYTES)
+    with pytest.raises(OrpheusError) as caught:
+        read_requirements(file)
+    assert caught.value.code == "too-large"
+    file.write_text("six  # not -r other\ngit+https://example.org/x.git\nx @ https://example.org/x.whl\n--pre\n")
+    assert read_requirements(file) == file.read_text()
+
+
+def test_environments_that_nobody_uses_are_removed(box: Box) -> None:
+    venvs = box.state / "venvs"
+    for name in ("used", "unused", "fresh", ".left.tmp"):
+        (venvs / name).mkdir()
+        (venvs / name / ".complete").touch()
+    for name in ("used", "unused"):
+        os.utime(venvs / name / ".complete", (1, 1))
+    (venvs / ".left.tmp/.complete").unlink()
+    assert prune_venvs(box.state, {"used"}) == [".left.tmp", "unused"]
+    assert box.left() == ["fresh", "used"]
+
+
+def test_the_cache_of_pip_has_a_limit(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    box.add_wheel("tiny")
+    (box.state / "pip-cache").mkdir()
+    (box.state / "pip-cache/old").write_bytes(b"x" * 100)
+    monkeypatch.setattr(build, "LIMIT_CACHE_BYTES", 99)
+    assert asyncio.run(box.ensure("tiny\n", isolated("none"))) is not None
+    assert list((box.state / "pip-cache").iterdir()) == []
+
+
+def test_the_boxs_own_index_is_used_from_inside(box: Box) -> None:
+    isolation = isolated("bwrap")
+    host = subprocess.run(
+        ["python3", "-m", "pip", "download", "--no-deps", "--quiet", "-d", str(box.root / "host"), "six"],
+        capture_output=True, text=True, timeout=60, check=False)
+    if host.returncode != 0:
+        pytest.skip(f"this box reaches no package index: {host.stderr.strip()[-200:]}")
+    (box.root / "requirements.txt").write_text("six\n")
+    venv = asyncio.run(ensure_venv(
+        box.root / "requirements.txt", box.state, isolation, box.lines.append, TIMEOUT_S, os.environ))
+    assert venv is not None and python(venv, "import six; print(six.__name__)") == "six"

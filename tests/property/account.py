@@ -1,0 +1,177 @@
+"""What an onlooker learns from the events of a story; `witness.py` adds what the effects tell."""
+
+from collections.abc import Callable
+from typing import Any
+
+from orpheusd.core import events as ev
+from orpheusd.core.agent import Settings
+from orpheusd.core.pool import Policy
+from tests.property.records import AgentRecord, RunRecord, TemplateRecord, WorkerRecord
+
+
+class Account:
+    """Invariant: it knows of every agent, process and run that has not come to its end, and of no other."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.agents: dict[str, AgentRecord] = {}
+        self.templates: dict[str, TemplateRecord] = {}
+        self.workers: dict[str, WorkerRecord] = {}
+        self.runs: dict[str, RunRecord] = {}
+        self.verdicts: dict[str, str | None] = {}
+        self.stopping = False
+        self.stopped = False
+        self.ticked = 0.0
+        self.event: ev.Event = ev.TimePassed()
+        self.now = 0.0
+        self._hear: dict[type[Any], Callable[[Any], bool]] = {
+            ev.AgentLoaded: self._agent_loaded, ev.VersionStaged: self._version_staged,
+            ev.RemovalRequested: self._removal_requested, ev.ShutdownRequested: self._shutdown_requested,
+            ev.TemplateReady: self._template_ready, ev.TemplateFailed: self._template_failed,
+            ev.TemplateExited: self._template_exited,
+            ev.WorkerReady: self._worker_ready, ev.WorkerFailed: self._worker_failed,
+            ev.WorkerMisbehaved: self._worker_failed, ev.WorkerExited: self._worker_exited,
+            ev.RunRequested: self._run_requested, ev.RunEnded: self._run_ended,
+            ev.CancelRequested: lambda event: event.run in self.runs,
+            ev.SessionEndRequested: lambda event: True, ev.TimePassed: self._time_passed,
+        }  # fmt: skip
+
+    def hear(self, event: ev.Event, now: float) -> bool:
+        """Whether the event concerns anybody who is still there."""
+        self.event, self.now = event, now
+        return self._hear[type(event)](event)
+
+    def open_workers(self, agent: str) -> list[WorkerRecord]:
+        return [worker for worker in self.workers.values() if worker.agent == agent and worker.open]
+
+    def home_of(self, agent: AgentRecord, run: RunRecord) -> WorkerRecord | None:
+        """The live home of the run's session."""
+        session = agent.session_of(run)
+        return self.workers.get(session.home) if session is not None else None
+
+    def impatient_at(self, agent: AgentRecord, run: RunRecord, latest: bool = False) -> float:
+        """When a soft run, the head of its lane, need not wait for its home any longer.
+
+        A version may have changed the patience meanwhile, so there is an earliest and a latest time.
+        """
+        session = agent.session_of(run)
+        since = max(run.queued_at, session.home_at if session is not None else 0.0)
+        return since + (max(agent.patiences) if latest else min(agent.patiences))
+
+    def processes_of(self, agent: AgentRecord) -> list[str]:
+        return [p.id for p in [*self.workers.values(), *self.templates.values()] if p.agent == agent.id]
+
+    # Events
+
+    def _agent_loaded(self, event: ev.AgentLoaded) -> bool:
+        if event.agent in self.agents or self.stopping:
+            return False
+        self._new_agent(event.agent, event.settings)
+        return True
+
+    def _version_staged(self, event: ev.VersionStaged) -> bool:
+        self.verdicts[event.request] = None
+        if event.agent not in self.agents and not self.stopping:
+            self._new_agent(event.agent, event.settings)
+        return True
+
+    def _new_agent(self, name: str, settings: Settings) -> None:
+        self.agents[name] = AgentRecord(name, settings, patiences=[settings.patience_s])
+
+    def _removal_requested(self, event: ev.RemovalRequested) -> bool:
+        agent = self.agents.get(event.agent)
+        if agent is None or agent.removal is not None:
+            return False
+        agent.removal = event.request
+        self._retire(self._workers_of(agent), self.now + self.policy.drain_s)
+        return True
+
+    def _shutdown_requested(self, event: ev.ShutdownRequested) -> bool:
+        known, self.stopping = not self.stopping, True
+        if known:
+            self._retire(list(self.workers.values()), self.now + self.policy.drain_s)
+        return known
+
+    def _template_ready(self, event: ev.TemplateReady) -> bool:
+        template = self.templates.get(event.template)
+        if template is not None and template.state == "starting":
+            template.state, template.deadline = "ready", None
+        return template is not None
+
+    def _template_failed(self, event: ev.TemplateFailed) -> bool:
+        template = self.templates.get(event.template)
+        if template is not None:
+            self._failed(template.agent)
+        return template is not None
+
+    def _template_exited(self, event: ev.TemplateExited) -> bool:
+        template = self.templates.pop(event.template, None)
+        if template is not None:
+            self._failed(template.agent)
+        return template is not None
+
+    def _worker_ready(self, event: ev.WorkerReady) -> bool:
+        worker = self.workers.get(event.worker)
+        if worker is not None and worker.state == "starting":
+            worker.state, worker.deadline = "ready", None
+        return worker is not None
+
+    def _worker_failed(self, event: ev.WorkerFailed | ev.WorkerMisbehaved) -> bool:
+        return event.worker in self.workers
+
+    def _worker_exited(self, event: ev.WorkerExited) -> bool:
+        worker = self.workers.pop(event.worker, None)
+        if worker is None:
+            return False
+        self._failed(worker.agent)
+        for run in list(worker.runs.values()):
+            self._leave(worker, run)
+        return True
+
+    def _failed(self, agent: str) -> None:
+        self.agents[agent].failures.append(self.now)
+
+    def _run_requested(self, event: ev.RunRequested) -> bool:
+        if event.run in self.runs:
+            return False
+        agent = self.agents.get(event.agent)
+        settings = agent.settings if agent is not None else Settings()
+        run = self.runs[event.run] = RunRecord(
+            event.run, event.agent, event.session, (event.affinity or settings.affinity) == "strict",
+            event.overlap or settings.overlap, event.require_warm, event.timeout_s or settings.timeout_s,
+            self.now, self.now + settings.queue_timeout_s)
+        if agent is not None:
+            agent.waiting[run.id] = run
+        return True
+
+    def _run_ended(self, event: ev.RunEnded) -> bool:
+        run = self.runs.get(event.run)
+        worker = self.workers.get(event.worker)
+        if run is None or worker is None or run.id not in worker.runs:
+            return False
+        run.reported = (event.state, event.code)
+        self._leave(worker, run)
+        if event.state == "completed":
+            self.agents[run.agent].failures.clear()
+        return True
+
+    def _leave(self, worker: WorkerRecord, run: RunRecord) -> None:
+        del worker.runs[run.id]
+        run.state = "ended"
+        session = self.agents[run.agent].session_of(run)
+        if session is not None and session.running.pop(run.id, None):
+            session.turns += 1
+            session.last_used = self.now
+
+    def _time_passed(self, event: ev.TimePassed) -> bool:
+        self.ticked = self.now
+        return True
+
+    def _retire(self, workers: list[WorkerRecord], drain_deadline: float | None) -> None:
+        for worker in workers:
+            worker.leaving = True
+            if drain_deadline is not None and worker.runs:
+                worker.drain_deadline = drain_deadline
+
+    def _workers_of(self, agent: AgentRecord) -> list[WorkerRecord]:
+        return [worker for worker in self.workers.values() if worker.agent == agent.id]

@@ -1,0 +1,128 @@
+"""What must be true between two events, by the witness's account: nothing waits in vain, nothing is forgotten.
+
+The core's own statement of the same is `orpheusd.core.invariants`; these laws do not look at how it keeps count,
+but for two of its answers: when it wants to be woken, and which sessions it knows.
+"""
+
+from collections.abc import Iterator
+
+from orpheusd.core import effects as ef
+from orpheusd.core import events as ev
+from orpheusd.core.restart import QUARANTINE_S
+from orpheusd.core.supervisor import Supervisor
+from tests.property.records import AgentRecord, RunRecord, hold
+from tests.property.witness import Witness
+
+#: A lane that was served goes to the end of the line; once it may have stood before, once it may have been last.
+MOST_OVERTAKEN = 3
+
+
+def check_laws(witness: Witness, supervisor: Supervisor, effects: list[ef.Effect]) -> None:
+    """Raises BrokenPromise with the first law that does not hold."""
+    for agent in witness.agents.values():
+        _check_sessions(witness, supervisor, agent, effects)
+        if not witness.stopping and agent.removal is None:
+            _check_waiting(witness, agent)
+            _check_size(witness, agent)
+    wake_up = supervisor.next_deadline()
+    for at, what in _deadlines(witness):
+        if isinstance(witness.event, ev.TimePassed):
+            hold(at > witness.now, f"{what} was due at {at}, and nothing has been done at {witness.now}")
+        hold(wake_up is not None and wake_up <= at, f"{what} is due at {at}, and the next wake-up is at {wake_up}")
+
+
+def _check_waiting(witness: Witness, agent: AgentRecord) -> None:
+    """Nobody waits while a worker is free that may serve them, and nobody is passed over again and again."""
+    for run in agent.heads():
+        home = witness.home_of(agent, run)
+        session = agent.session_of(run)
+        if run.overlap != "allow" and session is not None and session.running:
+            continue
+        hold(session is None or home is not None or not run.warm, f"{run.id} waits for memory that is gone")
+        hold(home is None or not home.open, f"{run.id} waits for its home, which is open")
+        if home is None or (_may_roam(run) and witness.impatient_at(agent, run, latest=True) <= witness.ticked):
+            free = [worker.id for worker in witness.open_workers(agent.id)]
+            hold(not free, f"{run.id} waits while {free} are free")
+        most = run.overtaken_by.most_common(1)
+        hold(not most or most[0][1] <= MOST_OVERTAKEN, f"{run.id} was passed over: {most}")
+
+
+def _check_size(witness: Witness, agent: AgentRecord) -> None:
+    staying = [w for w in witness.workers.values() if w.agent == agent.id and not w.leaving and w.state != "killed"]
+    trial = [w for w in staying if w.template == agent.candidate]
+    most = agent.settings.max_workers
+    hold(len(staying) - len(trial) <= most and len(trial) <= 1, f"{agent.id} has {len(staying)} workers of {most}")
+    if isinstance(witness.event, ev.RunRequested) and witness.event.run in agent.waiting:
+        run = agent.waiting[witness.event.run]
+        mates = [other for other in agent.waiting.values() if other.lane == run.lane]
+        hold(len(agent.waiting) <= agent.settings.queue_size, f"{len(agent.waiting)} runs wait")
+        hold(len(mates) <= max(agent.settings.session_queue_size, 1), f"{len(mates)} runs of {run.lane} wait")
+
+
+def _check_sessions(witness: Witness, supervisor: Supervisor, agent: AgentRecord, effects: list[ef.Effect]) -> None:
+    """Sessions are forgotten for three reasons only, their homes hear of it, and the account of homes is the same."""
+    known = supervisor.agents[agent.id].sessions
+    told = {effect.session: effect.reason for effect in effects
+            if isinstance(effect, ef.EndSession) and witness.workers[effect.worker].agent == agent.id}
+    gone = {id: session for id, session in agent.sessions.items() if known.get(id) is None}
+    hold(set(told) <= set(gone), f"{sorted(told)} were ended, and {sorted(gone)} are gone")
+    for id, session in gone.items():
+        hold(not agent.in_use(id), f"session {id} is forgotten though it is in use")
+        hold(id in told or session.home not in witness.workers, f"the home of {id} is not told of its end")
+        asked = witness.event == ev.SessionEndRequested(agent.id, id)
+        old = isinstance(witness.event, ev.TimePassed) and \
+            session.last_used + agent.settings.session_ttl_s <= witness.now
+        if not asked and not old:
+            hold(len(agent.sessions) > agent.settings.session_max, f"session {id} is forgotten without a cause")
+            later = [other for other in agent.sessions if other not in gone and not agent.in_use(other)
+                     and agent.sessions[other].last_used < session.last_used]
+            hold(not later, f"session {id} is evicted before {later}")
+        reason = "ended" if asked else "ttl" if old else "evicted"
+        hold(told.get(id, reason) == reason, f"{id} is told {told.get(id)} for {reason}")
+    for id in gone:
+        del agent.sessions[id]
+    for id, session in known.items():
+        own = agent.sessions.get(id)
+        hold(own is not None, f"session {id} is known though it never ran")
+        home = session.live_home.id if session.live_home is not None else None
+        assert own is not None
+        hold(home == (own.home if own.home in witness.workers else None), f"the home of {id} is {own.home}, not {home}")
+
+
+def _deadlines(witness: Witness) -> Iterator[tuple[float, str]]:
+    """Every time at which something must be done, and for what."""
+    for template in witness.templates.values():
+        if template.deadline is not None:
+            yield template.deadline, f"{template.id}, {template.state},"
+    for worker in witness.workers.values():
+        if worker.deadline is not None:
+            yield worker.deadline, f"{worker.id}, {worker.state},"
+        if worker.state == "killed":
+            continue
+        for run in worker.runs.values():
+            yield run.deadline if run.kill_at is None else run.kill_at, f"{run.id} on {worker.id}"
+            if worker.drain_deadline is not None and not run.stopping:
+                yield worker.drain_deadline, f"the drain of {worker.id}"
+    for agent in witness.agents.values():
+        if agent.removal is None and not witness.stopping:
+            yield from _deadlines_of(witness, agent)
+
+
+def _deadlines_of(witness: Witness, agent: AgentRecord) -> Iterator[tuple[float, str]]:
+    for run in agent.waiting.values():
+        yield run.queue_deadline, f"{run.id}, waiting,"
+    for run in agent.heads():
+        session, home = agent.session_of(run), witness.home_of(agent, run)
+        blocked = run.overlap != "allow" and session is not None and session.running
+        until = witness.impatient_at(agent, run, latest=True)
+        if home is not None and not blocked and _may_roam(run) and until > witness.now:
+            yield until, f"the patience of {run.id}"
+    for id, session in agent.sessions.items():
+        if not agent.in_use(id):
+            yield session.last_used + agent.settings.session_ttl_s, f"session {id}"
+    if agent.quarantined and agent.failures[-1] + QUARANTINE_S > witness.ticked:
+        yield agent.failures[-1] + QUARANTINE_S, f"the quarantine of {agent.id}"
+
+
+def _may_roam(run: RunRecord) -> bool:
+    return not run.strict and not run.warm

@@ -1,0 +1,225 @@
+"""The hypothesis machine: callers, operators, processes and time do as they please, and the world checks each step."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from orpheusd.core import events as ev
+from orpheusd.core.agent import Settings
+from tests.property.processes import FakeTemplate, FakeWorker
+from tests.property.world import CODE_OF, World
+
+T = TypeVar("T")
+
+AGENTS = ("a", "b", "c")
+SESSIONS = (None, "s1", "s2", "s3", "s4")
+#: Small limits and short times, so that a story of a few dozen steps meets them.
+SHORT = Settings(timeout_s=10.0, queue_timeout_s=15.0, idle_timeout_s=20.0, session_ttl_s=40.0)
+VARIANTS = (
+    SHORT._replace(max_workers=2),
+    SHORT._replace(min_workers=0, max_workers=2, affinity="strict", overlap="queue", session_max=2),
+    SHORT._replace(concurrency=3, max_workers=2, queue_size=4, session_queue_size=2),
+    SHORT._replace(min_workers=2, max_workers=3, concurrency=2, overlap="interrupt", session_max=3, patience_s=1.0),
+    SHORT._replace(max_workers=1, queue_size=6, session_max=2, patience_s=0.0),
+    SHORT._replace(min_workers=2, max_workers=4, overlap="reject", scale_up_threshold=2.0, session_ttl_s=15.0),
+)
+
+NUMBERS = st.integers(0, 30)
+agents = st.sampled_from(AGENTS)
+variants = st.sampled_from(VARIANTS)
+
+
+def pick(items: Sequence[T], number: int) -> T:
+    return items[number % len(items)]
+
+
+class Life(RuleBasedStateMachine):
+    """One story. What a rule does when nobody is there to do it to: nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World()
+        self.versions = 1
+
+    @property
+    def templates(self) -> list[FakeTemplate]:
+        return list(self.world.processes.templates.values())
+
+    @property
+    def workers(self) -> list[FakeWorker]:
+        return list(self.world.processes.workers.values())
+
+    @property
+    def started(self) -> list[str]:
+        return [run for worker in self.workers for run in worker.runs]
+
+    @initialize(first=variants, second=variants)
+    def begin(self, first: Settings, second: Settings) -> None:
+        self.world.serving("a", first)
+        self.world.load("b", second)
+
+    # Callers
+
+    @rule(agent=agents, session=st.sampled_from(SESSIONS), affinity=st.sampled_from((None, "soft", "strict")),
+          overlap=st.sampled_from((None, "allow", "queue", "reject", "interrupt")), warm=st.booleans(),
+          timeout_s=st.sampled_from((None, None, 1.0, 60.0)))  # fmt: skip
+    def request(
+        self, agent: str, session: str | None, affinity: str | None, overlap: str | None, warm: bool,
+        timeout_s: float | None,
+    ) -> None:  # fmt: skip
+        self.world.request(agent, session, affinity, overlap, warm, timeout_s)
+
+    @rule(session=st.sampled_from(SESSIONS), overlap=st.sampled_from((None, "queue")), times=st.integers(2, 6))
+    def flood(self, session: str | None, overlap: str | None, times: int) -> None:
+        for _ in range(times):
+            self.world.request("a", session, overlap=overlap)
+
+    @rule(agent=agents, sessions=st.permutations(SESSIONS))
+    def one_of_each(self, agent: str, sessions: list[str | None]) -> None:
+        for session in sessions:
+            self.world.request(agent, session)
+
+    @rule(number=NUMBERS)
+    def cancel(self, number: int) -> None:
+        if runs := list(self.world.witness.runs):
+            self.world.tell(ev.CancelRequested(pick(runs, number)))
+
+    @rule(agent=agents, session=st.sampled_from(SESSIONS[1:]))
+    def end_session(self, agent: str, session: str) -> None:
+        self.world.tell(ev.SessionEndRequested(agent, session))
+
+    # Operators
+
+    @rule(agent=agents, settings=variants, obey=st.booleans())
+    def stage(self, agent: str, settings: Settings, obey: bool) -> None:
+        self.versions += 1
+        self.world.stage(agent, self.versions, settings)
+        if obey:
+            self.world.obey()
+
+    @rule(agent=agents, number=st.integers(0, 3))
+    def remove(self, agent: str, number: int) -> None:
+        if number == 0:
+            self.world.remove(agent)
+
+    @rule(number=st.integers(0, 9))
+    def shutdown(self, number: int) -> None:
+        if number == 0:
+            self.world.tell(ev.ShutdownRequested())
+
+    # Processes
+
+    @rule()
+    def obey(self) -> None:
+        self.world.obey()
+
+    @rule(number=NUMBERS, state=st.sampled_from(tuple(CODE_OF)))
+    def end_run(self, number: int, state: str) -> None:
+        if self.started:
+            self.world.end(pick(self.started, number), state)
+
+    @rule(number=NUMBERS, times=st.integers(2, 8))
+    def work(self, number: int, times: int) -> None:
+        """One worker after another completes what it has."""
+        for _ in range(times):
+            if self.started:
+                self.world.end(pick(self.started, number))
+
+    @rule(number=NUMBERS, how=st.sampled_from(("ready", "ready", "failed", "exit", "die", "misbehave")))
+    def process_says(self, number: int, how: str) -> None:
+        starting = [p for p in [*self.templates, *self.workers] if p.state == "starting"]
+        if starting:
+            process = pick(starting, number)
+            self._says(process, how)
+
+    @rule(number=NUMBERS, how=st.sampled_from(("exit", "die", "misbehave", "failed")))
+    def worker_falls(self, number: int, how: str) -> None:
+        if self.workers:
+            self._says(pick(self.workers, number), how)
+
+    @rule(number=NUMBERS, how=st.sampled_from(("exit", "die")))
+    def template_falls(self, number: int, how: str) -> None:
+        if self.templates:
+            self._says(pick(self.templates, number), how)
+
+    @rule(number=NUMBERS)
+    def death_is_noticed(self, number: int) -> None:
+        if dead := [p.id for p in [*self.templates, *self.workers] if p.state == "dead"]:
+            self.world.exit(pick(dead, number))
+
+    def _says(self, process: FakeTemplate | FakeWorker, how: str) -> None:
+        template = isinstance(process, FakeTemplate)
+        if how == "exit":
+            self.world.exit(process.id)
+        elif how == "die":
+            self.world.die(process.id)
+        elif how == "ready":
+            self.world.ready(process.id)
+        elif template:
+            self.world.tell(ev.TemplateFailed(process.id, "no such module"))
+        elif how == "failed":
+            self.world.tell(ev.WorkerFailed(process.id, "no such module"))
+        else:
+            self.world.tell(ev.WorkerMisbehaved(process.id, "nonsense"))
+
+    # Time
+
+    @rule()
+    def wake(self) -> None:
+        self.world.wake()
+
+    @rule(seconds=st.sampled_from((0.001, 0.05, 0.1, 1.0, 5.0, 12.0, 30.0, 90.0)), late=st.booleans())
+    def wait(self, seconds: float, late: bool) -> None:
+        self.world.wait(seconds, late)
+
+    @rule(seconds=st.sampled_from((0.01, 0.1, 3.0)))
+    def time_slips(self, seconds: float) -> None:
+        """The next event comes before the timer does."""
+        self.world.now += seconds
+
+    @rule(seconds=st.sampled_from((5.0, 25.0, 70.0)))
+    def calm(self, seconds: float) -> None:
+        self.world.calm(seconds)
+
+    # Letters from the dead, and from those who never were
+
+    @rule(number=NUMBERS, other=NUMBERS)
+    def letter_about_a_run(self, number: int, other: int) -> None:
+        """Some worker claims the end of some run: another's, one that is over, one that never was."""
+        workers = [*self.world.processes.gone, *(w.id for w in self.workers), "w-x-1"]
+        runs = [*self.world.witness.answers, *self.started, "r-x"]
+        worker, run = pick(workers, number), pick(runs, other)
+        if not any(w.id == worker and run in w.runs for w in self.workers):
+            self.world.tell(ev.RunEnded(worker, run, "completed", ""))
+
+    @precondition(lambda self: self.world.processes.gone)
+    @rule(number=NUMBERS, kind=st.sampled_from((ev.WorkerExited, ev.WorkerFailed, ev.WorkerMisbehaved)))
+    def letter_from_the_dead(self, number: int, kind: type) -> None:
+        worker = pick(self.world.processes.gone, number)
+        self.world.tell(kind(worker, "late"))
+        self.world.tell(ev.WorkerReady(worker))
+
+    @rule(number=NUMBERS)
+    def letter_sent_twice(self, number: int) -> None:
+        """A process says again that it is ready; a caller sends the same run again, or cancels what is over."""
+        ready = [p for p in [*self.templates, *self.workers] if p.state == "ready"]
+        if ready:
+            self.world.ready(pick(ready, number).id)
+        if runs := list(self.world.witness.runs.values()):
+            run = pick(runs, number)
+            self.world.tell(ev.RunRequested(run.id, run.agent, run.session))
+        if over := list(self.world.witness.answers):
+            self.world.tell(ev.CancelRequested(pick(over, number)))
+
+    @rule()
+    def letter_to_nobody(self) -> None:
+        for event in (ev.TemplateReady("t-x"), ev.TemplateFailed("t-x", ""), ev.TemplateExited("t-x", ""),
+                      ev.CancelRequested("r-x"), ev.SessionEndRequested("nobody", "s1"),
+                      ev.RemovalRequested("nobody", "q-x"), ev.WorkerReady("w-x-1")):
+            self.world.tell(event)
+        self.world.request("nobody", "s1")
+
+    def teardown(self) -> None:
+        self.world.close()

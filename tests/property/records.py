@@ -1,0 +1,122 @@
+"""What an onlooker knows of agents, processes, runs and sessions, from events and effects alone.
+
+Nothing here comes from the core's own objects: two accounts of one story are only worth comparing while they
+are kept apart.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from orpheusd.core.agent import Settings
+
+
+@dataclass
+class TemplateRecord:
+    id: str
+    agent: str
+    settings: Settings
+    deadline: float | None
+    state: str = "starting"  # or ready, stopping, killed
+
+
+@dataclass
+class WorkerRecord:
+    """`leaving`: it may have no more runs, because it was asked to go or its version was replaced."""
+
+    id: str
+    agent: str
+    template: str
+    capacity: int
+    deadline: float | None
+    state: str = "starting"  # or ready, stopping, killed
+    leaving: bool = False
+    drain_deadline: float | None = None
+    runs: dict[str, "RunRecord"] = field(default_factory=dict)
+
+    @property
+    def open(self) -> bool:
+        return self.state == "ready" and not self.leaving and len(self.runs) < self.capacity
+
+
+@dataclass
+class RunRecord:
+    id: str
+    agent: str
+    session: str | None
+    strict: bool
+    overlap: str
+    warm: bool
+    timeout_s: float
+    queued_at: float
+    queue_deadline: float
+    state: str = "waiting"  # or started, ended (its worker is done with it), resolved
+    worker: str | None = None
+    context: str | None = None
+    deadline: float = 0.0
+    kill_at: float | None = None
+    stopping: str = ""
+    reported: tuple[str, str] | None = None
+    standing: tuple[str | None, bool] | None = None
+    overtaken_by: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def lane(self) -> str:
+        return self.session if self.session is not None else f"run {self.id}"
+
+
+@dataclass
+class SessionRecord:
+    home: str
+    home_at: float
+    last_used: float
+    turns: int = 0
+    running: dict[str, RunRecord] = field(default_factory=dict)
+
+
+@dataclass
+class AgentRecord:
+    """`current` and `candidate` are ids of templates; `patiences` are all that its versions have had."""
+
+    id: str
+    settings: Settings
+    current: str | None = None
+    candidate: str | None = None
+    candidate_request: str = ""
+    removal: str | None = None
+    waiting: dict[str, RunRecord] = field(default_factory=dict)
+    sessions: dict[str, SessionRecord] = field(default_factory=dict)
+    patiences: list[float] = field(default_factory=list)
+    failures: list[float] = field(default_factory=list)
+    quarantined: bool = False
+
+    @property
+    def exists(self) -> bool:
+        """Whether it has a version that serves, or one that may."""
+        return self.current is not None or self.candidate is not None
+
+    def heads(self) -> Iterator[RunRecord]:
+        """The runs that are first in their lanes."""
+        seen: set[str] = set()
+        for run in self.waiting.values():
+            if run.lane not in seen:
+                seen.add(run.lane)
+                yield run
+
+    def session_of(self, run: RunRecord) -> SessionRecord | None:
+        return self.sessions.get(run.session) if run.session is not None else None
+
+    def waits(self, session: str) -> bool:
+        return any(run.session == session for run in self.waiting.values())
+
+    def in_use(self, session: str) -> bool:
+        return bool(self.sessions[session].running) or self.waits(session)
+
+
+class BrokenPromise(AssertionError):
+    """The core did something that its design does not allow."""
+
+
+def hold(condition: object, what: str) -> None:
+    if not condition:
+        raise BrokenPromise(what)

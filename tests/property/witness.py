@@ -1,0 +1,297 @@
+"""An onlooker who believes nothing: it follows a story by events and effects, and holds each effect against the rules.
+
+Its account is its own (records.py); `laws.py` holds what must be true between two events.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from orpheusd.core import effects as ef
+from orpheusd.core import events as ev
+from orpheusd.core.pool import KILL_RETRY_S, Policy
+from orpheusd.core.restart import INTENSITY, QUARANTINE_S, WINDOW_S
+from tests.property.account import Account
+from tests.property.records import AgentRecord, RunRecord, SessionRecord, TemplateRecord, WorkerRecord, hold
+
+
+class Witness(Account):
+    """Invariant: `answers` has the one Resolve of each run that is over."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__(policy)
+        self.answers: dict[str, ef.Resolve] = {}
+        self._see: dict[type[Any], Callable[[Any], None]] = {
+            ef.StartTemplate: self._start_template, ef.StopTemplate: self._stop_template,
+            ef.KillTemplate: self._kill_template, ef.ForkWorker: self._fork_worker, ef.StopWorker: self._stop_worker,
+            ef.KillWorker: self._kill_worker, ef.Dispatch: self._dispatch, ef.CancelRun: self._cancel_run,
+            ef.EndSession: self._end_session, ef.Resolve: self._resolve, ef.VersionPromoted: self._version_promoted,
+            ef.VersionRefused: self._version_refused, ef.AgentRemoved: self._agent_removed, ef.Stopped: self._stop,
+        }  # fmt: skip
+
+    def saw(self, event: ev.Event, effects: list[ef.Effect], now: float) -> None:
+        """One step of the story. Raises BrokenPromise when an effect is not one that may follow."""
+        known = self.hear(event, now)
+        hold(not self.stopped or all(isinstance(effect, ef.Resolve | ef.VersionRefused) for effect in effects),
+             "something is ordered after Stopped")
+        hold(known or not effects, f"{event} concerns nobody, and leads to {effects}")
+        for effect in effects:
+            self._foresee(effect)
+        for effect in effects:
+            self._see[type(effect)](effect)
+        for agent in [agent for agent in self.agents.values() if self.stopping or not agent.exists]:
+            if agent.removal is None and not self.processes_of(agent):
+                del self.agents[agent.id]
+
+    def _foresee(self, effect: ef.Effect) -> None:
+        """What an effect says about the whole step, wherever in the step it stands."""
+        if isinstance(effect, ef.VersionPromoted):
+            agent = self.agents[effect.agent]
+            template = agent.candidate or ""
+            hold(agent.candidate_request == effect.request, f"{effect} does not answer {agent.candidate_request}")
+            agent.current, agent.candidate = template, None
+            agent.settings = self.templates[template].settings
+            agent.patiences.append(agent.settings.patience_s)
+            agent.failures.clear()
+            agent.quarantined = False
+            self._retire([w for w in self._workers_of(agent) if w.template != template], None)
+        elif isinstance(effect, ef.VersionRefused):
+            agent_or_none = self.agents.get(effect.agent)
+            if agent_or_none is not None and agent_or_none.candidate_request == effect.request:
+                template = agent_or_none.candidate or ""
+                agent_or_none.candidate, agent_or_none.candidate_request = None, ""
+                self._retire([w for w in self.workers.values() if w.template == template], None)
+                if template in self.templates:
+                    self.templates[template].deadline = self.now
+        elif isinstance(effect, ef.Resolve):
+            hold(effect.run in self.runs, f"{effect} of a run that is over, or never was")
+            run = self.runs[effect.run]
+            if run.state != "started":
+                return
+            worker = self.workers[run.worker or ""]
+            hold(worker.state == "killed" and worker.deadline is not None and worker.deadline <= self.now,
+                 f"{effect} though {worker.id} still has the run")
+            self._leave(worker, run)
+
+    def _start_template(self, effect: ef.StartTemplate) -> None:
+        agent = self.agents[effect.agent]
+        hold(not self.stopping and agent.removal is None, f"{effect} for an agent that is going")
+        settings = agent.settings
+        event = self.event
+        if isinstance(event, ev.VersionStaged) and event.agent == agent.id and agent.candidate is None:
+            settings = event.settings
+            agent.candidate, agent.candidate_request = effect.template, event.request
+        else:
+            hold(agent.current not in self.templates or self.templates[agent.current].state == "killed",
+                 f"{effect} though {agent.current} is well")
+            agent.current = effect.template
+        self.templates[effect.template] = TemplateRecord(
+            effect.template, effect.agent, settings, self.now + self.policy.start_timeout_s)
+
+    def _stop_template(self, effect: ef.StopTemplate) -> None:
+        template = self.templates[effect.template]
+        left = [worker.id for worker in self.workers.values() if worker.template == template.id]
+        hold(not left, f"{effect} though it has {left}")
+        hold(template.state in ("starting", "ready"), f"{effect} though it is {template.state}")
+        template.state, template.deadline = "stopping", self.now + self.policy.grace_s
+
+    def _kill_template(self, effect: ef.KillTemplate) -> None:
+        template = self.templates[effect.template]
+        due = template.deadline is not None and template.deadline <= self.now
+        failed = isinstance(self.event, ev.TemplateFailed) and self.event.template == template.id
+        hold(due or failed, f"{effect} without a cause")
+        if template.state == "starting":
+            self._failed(template.agent)
+        template.state, template.deadline = "killed", self.now + KILL_RETRY_S
+
+    def _fork_worker(self, effect: ef.ForkWorker) -> None:
+        template = self.templates[effect.template]
+        agent = self.agents[template.agent]
+        hold(template.state == "ready", f"{effect} though the template is {template.state}")
+        hold(template.id in (agent.current, agent.candidate), f"{effect} of a version that does not serve")
+        self.workers[effect.worker] = WorkerRecord(
+            effect.worker, agent.id, template.id, template.settings.concurrency,
+            self.now + self.policy.start_timeout_s)
+
+    def _stop_worker(self, effect: ef.StopWorker) -> None:
+        worker = self.workers[effect.worker]
+        agent = self.agents[worker.agent]
+        hold(not worker.runs, f"{effect} though it has {list(worker.runs)}")
+        hold(worker.state == "ready", f"{effect} though it is {worker.state}")
+        if not worker.leaving:
+            left = sum(1 for w in self._workers_of(agent) if not w.leaving and w.state != "killed") - 1
+            hold(left >= agent.settings.min_workers, f"{effect} leaves {left} workers")
+        worker.state, worker.leaving, worker.deadline = "stopping", True, self.now + self.policy.grace_s
+
+    def _kill_worker(self, effect: ef.KillWorker) -> None:
+        worker = self.workers[effect.worker]
+        event = self.event
+        due = worker.deadline is not None and worker.deadline <= self.now
+        failed = isinstance(event, ev.WorkerFailed | ev.WorkerMisbehaved) and event.worker == worker.id
+        not_wanted = worker.state == "starting" and worker.leaving
+        disobeyed = any(run.kill_at is not None and run.kill_at <= self.now for run in worker.runs.values())
+        hold(due or failed or not_wanted or disobeyed, f"{effect} without a cause")
+        worker.state, worker.deadline, worker.drain_deadline = "killed", self.now + KILL_RETRY_S, None
+
+    def _dispatch(self, effect: ef.Dispatch) -> None:
+        run = self.runs[effect.run]
+        worker = self.workers.get(effect.worker)
+        agent = self.agents[run.agent]
+        hold(run.state == "waiting", f"{effect} though the run is {run.state}")
+        hold(worker is not None and worker.open and worker.agent == run.agent,
+             f"{effect} though the worker may not have it")
+        assert worker is not None
+        first = next(other for other in agent.waiting.values() if other.lane == run.lane)
+        hold(first is run, f"{effect} overtakes {first.id}")
+        self._check_place(agent, run, worker, effect)
+        del agent.waiting[run.id]
+        self._count_overtaken(agent, run, worker)
+        if run.session is not None:
+            self._enter_session(agent, run, worker, effect)
+        run.state, run.worker, run.context, run.deadline = "started", worker.id, effect.context, self.now + run.timeout_s
+        worker.runs[run.id] = run
+        hold(effect.timeout_s == run.timeout_s, f"{effect} has another timeout than was asked for")
+
+    def _check_place(self, agent: AgentRecord, run: RunRecord, worker: WorkerRecord, effect: ef.Dispatch) -> None:
+        session, home = agent.session_of(run), self.home_of(agent, run)
+        if session is not None and run.overlap != "allow":
+            hold(not session.running, f"{effect} overlaps {list(session.running)}")
+        if home is not None and worker is not home:
+            hold(not run.strict and not run.warm, f"{effect} may not leave {home.id}")
+            hold(self.now >= self.impatient_at(agent, run), f"{effect} has not waited for {home.id}")
+            hold(not home.open, f"{effect} leaves {home.id}, which has room")
+        if session is not None and home is None:
+            hold(not run.warm, f"{effect} though its memory is gone and must be warm")
+        if home is None and isinstance(self.event, ev.RunRequested):
+            fewest = min(self._sessions_on(agent, other) for other in self.open_workers(agent.id))
+            hold(self._sessions_on(agent, worker) == fewest, f"{effect} though another worker has fewer sessions")
+
+    def _sessions_on(self, agent: AgentRecord, worker: WorkerRecord) -> int:
+        return sum(1 for session in agent.sessions.values() if session.home == worker.id)
+
+    def _count_overtaken(self, agent: AgentRecord, run: RunRecord, worker: WorkerRecord) -> None:
+        """Each lane that could have been served instead notes who was."""
+        for head in agent.heads():
+            session, home = agent.session_of(head), self.home_of(agent, head)
+            blocked = head.overlap != "allow" and session is not None and bool(session.running)
+            standing = (home.id if home is not None else None, blocked)
+            if head.standing != standing:
+                head.standing = standing
+                head.overtaken_by.clear()
+            free = home is None or (not head.strict and not head.warm and
+                                    self.impatient_at(agent, head) <= self.ticked)
+            if head.lane != run.lane and not blocked and (free or home is worker):
+                head.overtaken_by[run.lane] += 1
+
+    def _enter_session(self, agent: AgentRecord, run: RunRecord, worker: WorkerRecord, effect: ef.Dispatch) -> None:
+        assert run.session is not None
+        session = agent.sessions.get(run.session)
+        if session is None:
+            context = "new"
+            session = agent.sessions[run.session] = SessionRecord(worker.id, self.now, self.now)
+        elif session.home == worker.id:
+            context = "warm"
+        elif session.home in self.workers:
+            context = "spilled"
+        else:
+            context = "lost"
+            session.home, session.home_at = worker.id, self.now
+        hold(effect.context == context, f"{effect} says {effect.context}, and it is {context}")
+        hold(effect.turn == session.turns + 1, f"{effect} is turn {session.turns + 1}")
+        session.running[run.id] = run
+        session.last_used = self.now
+
+    def _cancel_run(self, effect: ef.CancelRun) -> None:
+        run = self.runs[effect.run]
+        hold(run.state == "started" and run.worker == effect.worker, f"{effect} though it is {run.state}")
+        hold(not run.stopping, f"{effect} though it was told to stop already")
+        if effect.reason == "timed-out":
+            hold(run.deadline <= self.now, f"{effect} too early")
+        run.stopping, run.kill_at = effect.reason, self.now + self.policy.grace_s
+
+    def _end_session(self, effect: ef.EndSession) -> None:
+        worker = self.workers.get(effect.worker)
+        hold(worker is not None, f"{effect} to nobody")
+        assert worker is not None
+        session = self.agents[worker.agent].sessions.get(effect.session)
+        hold(session is not None and session.home == worker.id, f"{effect}, which is not its home")
+
+    def _resolve(self, effect: ef.Resolve) -> None:
+        run = self.runs.pop(effect.run)
+        agent = self.agents.get(run.agent)
+        hold(effect.run not in self.answers, f"{effect.run} is answered twice")
+        self.answers[effect.run] = effect
+        hold((effect.worker, effect.context) == (run.worker, run.context), f"{effect} ran on {run.worker}")
+        hold(effect.duration_s >= 0 and (effect.code == "") == (effect.state == "completed"), f"{effect} makes no sense")
+        if run.state == "ended":
+            self._check_end(run, effect)
+        else:
+            self._check_refusal(agent, run, effect)
+            if agent is not None:
+                agent.waiting.pop(run.id, None)
+                session = agent.session_of(run)
+                held = not isinstance(self.event, ev.RunRequested) or self.event.run != run.id
+                if session is not None and held and run.session is not None and not agent.waits(run.session):
+                    session.last_used = self.now
+        run.state = "resolved"
+
+    def _check_end(self, run: RunRecord, effect: ef.Resolve) -> None:
+        if run.reported is not None:
+            hold((effect.state, effect.code) == run.reported, f"{effect} is not what its worker said")
+        elif run.stopping:
+            hold(effect.state == run.stopping, f"{effect} though it was {run.stopping}")
+        else:
+            hold((effect.state, effect.code) == ("crashed", "worker-crashed"), f"{effect} though its worker died")
+
+    def _check_refusal(self, agent: AgentRecord | None, run: RunRecord, effect: ef.Resolve) -> None:
+        event = self.event
+        others = [other for other in agent.waiting.values() if other is not run] if agent is not None else []
+        mates = [other for other in others if run.session is not None and other.session == run.session]
+        session = agent.session_of(run) if agent is not None else None
+        asks = isinstance(event, ev.RunRequested)
+        asked_now = asks and event.run == run.id
+        interrupted = asks and event.run != run.id and self.runs[event.run].overlap == "interrupt" \
+            and event.session == run.session and run.session is not None
+        going = self.stopping or (agent is not None and agent.removal is not None)
+        reasons = {
+            ("cancelled", "cancelled"): interrupted or (isinstance(event, ev.CancelRequested) and event.run == run.id),
+            ("expired", "timed-out"): isinstance(event, ev.TimePassed) and run.queue_deadline <= self.now,
+            ("rejected", "not-found"): agent is None or not agent.exists,
+            ("rejected", "draining"): going,
+            ("rejected", "quarantined"): agent is not None and self._may_be_quarantined(agent),
+            ("rejected", "session-busy"):
+                asked_now and run.overlap == "reject" and bool(mates or (session and session.running)),
+            ("rejected", "overloaded"):
+                asked_now and agent is not None and len(others) >= agent.settings.queue_size,
+            ("rejected", "session-queue-full"):
+                asked_now and agent is not None and len(mates) >= agent.settings.session_queue_size,
+            ("rejected", "context-not-warm"):
+                run.warm and session is not None and session.home not in self.workers,
+        }  # fmt: skip
+        hold(reasons.get((effect.state, effect.code)), f"{effect} without a cause")
+
+    def _may_be_quarantined(self, agent: AgentRecord) -> bool:
+        agent.quarantined = True
+        last = agent.failures[-1] if agent.failures else 0.0
+        recent = [at for at in agent.failures if at >= last - WINDOW_S]
+        return len(recent) >= INTENSITY and self.ticked < last + QUARANTINE_S
+
+    def _version_promoted(self, effect: ef.VersionPromoted) -> None:
+        hold(self.verdicts.get(effect.request, "") is None, f"{effect} answers nothing")
+        self.verdicts[effect.request] = "promoted"
+        ready = [w for w in self.workers.values() if w.template == self.agents[effect.agent].current and w.open]
+        hold(ready, f"{effect} though none of its workers is ready")
+
+    def _version_refused(self, effect: ef.VersionRefused) -> None:
+        hold(self.verdicts.get(effect.request, "") is None, f"{effect} answers nothing")
+        self.verdicts[effect.request] = "refused"
+
+    def _agent_removed(self, effect: ef.AgentRemoved) -> None:
+        agent = self.agents.pop(effect.agent)
+        hold(agent.removal == effect.request, f"{effect} was not asked for")
+        left = self.processes_of(agent)
+        hold(not left and not agent.waiting, f"{effect} though {left} are left")
+
+    def _stop(self, effect: ef.Stopped) -> None:
+        hold(self.stopping and not self.stopped, "Stopped was not asked for, or is said twice")
+        hold(not self.workers and not self.templates and not self.runs, "Stopped though something is left")
+        self.stopped = True

@@ -1,0 +1,222 @@
+"""A supervisor in a world of its own: a clock that is told to go, processes that are told to obey, and a witness.
+
+Every step is checked: the core's invariants, the orders against the processes there are, the witness, the laws.
+"""
+
+from collections.abc import Callable
+
+from orpheusd.core import effects as ef
+from orpheusd.core import events as ev
+from orpheusd.core.agent import Settings
+from orpheusd.core.invariants import check
+from orpheusd.core.pool import Policy
+from orpheusd.core.supervisor import Supervisor
+from tests.property.laws import check_laws
+from tests.property.processes import FakeProcesses, FakeWorker
+from tests.property.records import hold
+from tests.property.story import story_of
+from tests.property.witness import Witness
+
+#: Wake-ups at one moment, after which the clock must go on: an owner that is due again at once is a busy loop.
+MOST_WAKE_UPS = 50
+#: Longer than a quarantine, the longest backoff and the idle time of any agent here, together.
+CALM_S = 300.0
+
+
+class World:
+    """Invariant: after each `tell` the core, the processes and the witness agree on what has happened."""
+
+    def __init__(self, policy: Policy | None = None, uniform: Callable[[], float] = lambda: 0.5) -> None:
+        self.policy = policy or Policy()
+        self.now = 1000.0
+        self.supervisor = Supervisor("b", self.policy, uniform)
+        self.processes = FakeProcesses()
+        self.witness = Witness(self.policy)
+        self.story: list[tuple[float, ev.Event]] = []
+        self.effects: list[ef.Effect] = []
+        self._named = 0
+
+    def tell(self, event: ev.Event) -> list[ef.Effect]:
+        """One event, everything it leads to, and every check there is. The effects are kept in `effects` too."""
+        self.story.append((self.now, event))
+        try:
+            self.processes.reported(event)
+            self.effects = self.supervisor.handle(event, self.now)
+            check(self.supervisor)
+            for effect in self.effects:
+                self.processes.carry_out(effect)
+            self.witness.saw(event, self.effects, self.now)
+            check_laws(self.witness, self.supervisor, self.effects)
+        except Exception as error:
+            error.add_note("The story, for tests/replay:\n" + story_of(self.story))
+            raise
+        return self.effects
+
+    # Callers
+
+    def load(self, agent: str, settings: Settings | None = None, version: int = 1) -> None:
+        self.tell(ev.AgentLoaded(agent, version, settings or Settings()))
+
+    def serving(self, agent: str, settings: Settings | None = None) -> list[str]:
+        """Load an agent and let its processes start. Returns the ids of its workers."""
+        self.load(agent, settings)
+        self.obey()
+        return self.ready_workers(agent)
+
+    def stage(self, agent: str, version: int, settings: Settings | None = None) -> str:
+        """Returns the request that the verdict will name."""
+        request = self._name("q")
+        self.tell(ev.VersionStaged(agent, version, settings or Settings(), request))
+        return request
+
+    def remove(self, agent: str) -> str:
+        request = self._name("q")
+        self.tell(ev.RemovalRequested(agent, request))
+        return request
+
+    def request(
+        self, agent: str, session: str | None = None, affinity: str | None = None, overlap: str | None = None,
+        warm: bool = False, timeout_s: float | None = None,
+    ) -> str:  # fmt: skip
+        """A caller asks for a run. Returns its id."""
+        run = self._name("r")
+        self.tell(ev.RunRequested(run, agent, session, affinity, overlap, warm, timeout_s))
+        return run
+
+    def _name(self, prefix: str) -> str:
+        self._named += 1
+        return f"{prefix}{self._named}"
+
+    # What became of them
+
+    def answer(self, run: str) -> ef.Resolve | None:
+        return self.witness.answers.get(run)
+
+    def worker_of(self, run: str) -> str | None:
+        """The worker that has or had the run; None while it waits."""
+        if run in self.witness.runs:
+            return self.witness.runs[run].worker
+        return self.witness.answers[run].worker
+
+    def context_of(self, run: str) -> str | None:
+        return self.witness.runs[run].context if run in self.witness.runs else self.witness.answers[run].context
+
+    def ready_workers(self, agent: str) -> list[str]:
+        """The workers that may have new runs."""
+        return [w.id for w in self.witness.workers.values() if w.agent == agent and w.state == "ready" and not w.leaving]
+
+    # Processes
+
+    def end(self, run: str, state: str = "completed", code: str | None = None) -> None:
+        """The run's worker says that it is over."""
+        worker = next(worker for worker in self.processes.workers.values() if run in worker.runs)
+        self.tell(ev.RunEnded(worker.id, run, state, CODE_OF[state] if code is None else code))
+
+    def ready(self, id: str) -> None:
+        """A template or a worker has started."""
+        self.tell(ev.TemplateReady(id) if id in self.processes.templates else ev.WorkerReady(id))
+
+    def exit(self, id: str, cause: str = "signal 9") -> None:
+        """A process is dead, and its death is told. A template's workers die with it, and wait to be told."""
+        self.tell(ev.TemplateExited(id, cause) if id in self.processes.templates else ev.WorkerExited(id, cause))
+
+    def die(self, id: str) -> None:
+        """A process dies, and nobody has noticed yet."""
+        if id in self.processes.templates:
+            self.processes.template_dies(self.processes.templates[id])
+        else:
+            self.processes.workers[id].state = "dead"
+
+    def obey(self) -> None:
+        """Every process does what it was asked, and what it would do by itself, until there is nothing left to do."""
+        while (step := self._next_step()) is not None:
+            step()
+
+    def _next_step(self) -> Callable[[], None] | None:
+        for worker in self.processes.workers.values():
+            if worker.state == "dead" or (worker.asked and not worker.runs):
+                return lambda: self.exit(worker.id)
+            for run, reason in worker.runs.items():
+                if reason:
+                    return lambda: self.end(run, reason)
+        for process in [*self.processes.templates.values(), *self.processes.workers.values()]:
+            if process.state == "dead" or (process.asked and not isinstance(process, FakeWorker)):
+                return lambda: self.exit(process.id)
+            if process.state == "starting":
+                return lambda: self.ready(process.id)
+        return None
+
+    # Time
+
+    def wake(self) -> None:
+        """The timer fires, exactly when it should."""
+        deadline = self.supervisor.next_deadline()
+        if deadline is not None:
+            self.now = max(self.now, deadline)
+            self.tell(ev.TimePassed())
+
+    def wait(self, seconds: float, late: bool = False) -> None:
+        """Time goes by, with a wake-up at each deadline, or `late`: one at the end."""
+        end = self.now + seconds
+        before, times = self.now, 0
+        while not late and (deadline := self.supervisor.next_deadline()) is not None and deadline <= end:
+            self.wake()
+            times = times + 1 if self.now == before else 0
+            before = self.now
+            hold(times < MOST_WAKE_UPS, "the core asks to be woken at one moment for ever")
+        self.now = end
+        if late:
+            self.tell(ev.TimePassed())
+
+    def calm(self, seconds: float = CALM_S, work: bool = True) -> None:
+        """Time goes by while every process obeys and, with `work`, every run completes."""
+        end = self.now + seconds
+        while True:
+            self.obey()
+            run = next((run for w in self.processes.workers.values() for run in w.runs), None) if work else None
+            deadline = self.supervisor.next_deadline()
+            if run is not None:
+                self.end(run)
+            elif deadline is not None and deadline <= end:
+                self.wake()
+            else:
+                break
+        self.now = end
+
+    # The end of a story
+
+    def close(self) -> None:
+        """Let everything calm down, see that everything has been answered and still works, and shut down."""
+        if not self.witness.stopping:
+            self.calm()
+            self._check_calm()
+            for agent in list(self.witness.agents):
+                run = self.request(agent, "probe")
+                self.calm(CALM_S / 2)
+                answer = self.answer(run)
+                hold(answer is not None and answer.state == "completed", f"{agent} does not work any more: {answer}")
+            self.calm()
+            self._check_calm()
+            self.tell(ev.ShutdownRequested())
+        self.calm(2 * self.policy.drain_s + 10 * self.policy.grace_s)
+        hold(self.witness.stopped, "Stopped is not said")
+        hold(self.processes.empty, "processes are left")
+        hold(not self.witness.runs, f"{sorted(self.witness.runs)} are not answered")
+        for id in self.processes.gone:
+            self.tell(ev.WorkerExited(id, "again"))
+
+    def _check_calm(self) -> None:
+        """With nothing to do, everybody has an answer, and each agent has just the processes it wants."""
+        hold(not self.witness.runs, f"{sorted(self.witness.runs)} are not answered")
+        waiting = [request for request, verdict in self.witness.verdicts.items() if verdict is None]
+        hold(not waiting, f"{waiting} have no verdict")
+        for agent in self.witness.agents.values():
+            hold(agent.removal is None, f"{agent.id} is not removed")
+            workers = self.ready_workers(agent.id)
+            hold(len(workers) == agent.settings.min_workers, f"{agent.id} has {workers}")
+            templates = [t for t in self.witness.templates.values() if t.agent == agent.id]
+            hold([t.id for t in templates] == [agent.current], f"{agent.id} has templates {templates}")
+
+
+CODE_OF = {"completed": "", "failed": "handler-failed", "timed-out": "timed-out", "cancelled": "cancelled"}
+

@@ -1,0 +1,83 @@
+"""Bundles on their way in: bounded in number, size and time."""
+
+from pathlib import Path
+
+import pytest
+
+from orpheusd.deploy import uploads
+from orpheusd.deploy.uploads import LIFETIME_S, LIMIT_UPLOADS, Uploads
+from orpheusd.errors import OrpheusError
+
+
+class Clock:
+    """A clock that the test turns."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def under_way(tmp_path: Path, clock: Clock) -> Uploads:
+    return Uploads(tmp_path, clock)
+
+
+def test_pieces_become_one_file(under_way: Uploads) -> None:
+    upload = under_way.begin()
+    assert [under_way.append(upload, piece) for piece in (b"ab", b"", b"cde")] == [2, 2, 5]
+    path = under_way.open(upload)
+    assert path.read_bytes() == b"abcde"
+    assert path.stat().st_mode & 0o777 == 0o600
+    under_way.drop(upload)
+    under_way.drop(upload)
+    assert not path.exists() and len(under_way) == 0
+
+
+def test_too_many_at_a_time_are_refused_and_one_less_is_not(under_way: Uploads) -> None:
+    first, *_ = [under_way.begin() for _ in range(LIMIT_UPLOADS)]
+    with pytest.raises(OrpheusError) as caught:
+        under_way.begin()
+    assert caught.value.code == "overloaded" and caught.value.retry_after_s
+    under_way.drop(first)
+    under_way.begin()
+
+
+def test_too_much_drops_the_whole(under_way: Uploads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "LIMIT_BYTES", 10)
+    upload = under_way.begin()
+    assert under_way.append(upload, b"0123456789") == 10
+    with pytest.raises(OrpheusError) as caught:
+        under_way.append(upload, b"x")
+    assert caught.value.code == "too-large"
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OrpheusError, match="no upload"):
+        under_way.open(upload)
+
+
+def test_what_nobody_goes_on_with_is_dropped(under_way: Uploads, clock: Clock, tmp_path: Path) -> None:
+    upload, other = under_way.begin(), under_way.begin()
+    clock.now += LIFETIME_S - 1
+    under_way.append(upload, b"x")
+    clock.now += 1
+    assert under_way.open(upload).read_bytes() == b"x"
+    with pytest.raises(OrpheusError) as caught:
+        under_way.append(other, b"y")
+    assert caught.value.code == "not-found"
+    clock.now += LIFETIME_S
+    under_way.expire()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("upload", ["", "../../etc/passwd", "0" * 32])
+def test_an_unknown_upload_is_not_found(under_way: Uploads, upload: str) -> None:
+    for attempt in (under_way.open, lambda one: under_way.append(one, b"x")):
+        with pytest.raises(OrpheusError) as caught:
+            attempt(upload)
+        assert caught.value.code == "not-found"
