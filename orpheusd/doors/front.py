@@ -7,10 +7,8 @@ rights to read and run, and nothing more. What a door does with HTTP is no busin
 
 import asyncio
 import logging
-import os
 import signal
 import socket
-import subprocess
 import sys
 from contextlib import suppress
 
@@ -18,7 +16,7 @@ from orpheusd.config import http_address
 from orpheusd.doors.control import ControlDoor
 from orpheusd.errors import OrpheusError
 from orpheusd.operations import Access
-from orpheusd.process.pidfds import PidFd
+from orpheusd.process.child import Child
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +51,9 @@ class FrontDoors:
         self._control = control
         self._sock = sock
         self._count = count
-        self._processes: dict[int, PidFd] = {}
+        self._children: set[Child] = set()
         self._keepers: list[asyncio.Task[None]] = []
+        self._closing = asyncio.Event()
 
     def open(self) -> None:
         loop = asyncio.get_running_loop()
@@ -62,48 +61,39 @@ class FrontDoors:
 
     async def close(self, grace_s: float) -> None:
         """Ask the doors to finish what they have, then kill those that have not after `grace_s`."""
-        for process in self._processes.values():
-            process.send_signal(signal.SIGTERM)
-        for keeper in self._keepers:
-            keeper.cancel()
-        try:
-            async with asyncio.timeout(grace_s):
-                await asyncio.gather(*(process.wait(None) for process in self._processes.values()))
-        except TimeoutError:
-            log.warning("a front door did not leave within %g s and was killed", grace_s)
-        for pid, process in self._processes.items():
-            process.send_signal(signal.SIGKILL)
-            with suppress(ChildProcessError):
-                os.waitpid(pid, 0)
-            process.close()
+        self._closing.set()
+        for child in self._children:
+            child.signal(signal.SIGTERM)
+        _, late = await asyncio.wait(self._keepers, timeout=grace_s)
+        if late:
+            log.warning("a front door did not leave within %g s and is killed", grace_s)
+            for child in self._children:
+                child.signal(signal.SIGKILL)
+            await asyncio.wait(late, timeout=grace_s)
         self._sock.close()
 
     async def _keep(self) -> None:
         loop = asyncio.get_running_loop()
         delay_s = RESTART_FIRST_S
-        while True:
+        while not self._closing.is_set():
             started_at = loop.time()
-            process = await self._start()
-            await process.wait(None)
-            _, status = os.waitpid(process.pid, 0)
-            del self._processes[process.pid]
-            process.close()
+            child = await self._start()
+            code = await child.wait()
+            self._children.discard(child)
+            if self._closing.is_set():
+                return
             delay_s = RESTART_FIRST_S if loop.time() - started_at > WELL_S else min(delay_s * 2, RESTART_MOST_S)
-            code = os.waitstatus_to_exitcode(status)
             log.error("a front door ended (%s); the next one starts in %g s", code, delay_s)
-            await asyncio.sleep(delay_s)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), delay_s)
 
-    async def _start(self) -> PidFd:
+    async def _start(self) -> Child:
         ours, theirs = socket.socketpair()
         with theirs:
-            listen_fd, control_fd = self._sock.fileno(), theirs.fileno()
-            process = subprocess.Popen(
-                [sys.executable, "-m", "orpheusd.doors.http", "--listen-fd", str(listen_fd), "--control-fd",
-                 str(control_fd)],
-                stdin=subprocess.DEVNULL, pass_fds=(listen_fd, control_fd), start_new_session=True)  # fmt: skip
-        held = self._processes[process.pid] = PidFd(process.pid)
-        # reaped through its pid below; told so, that it does not complain of a child left running
-        process.returncode = 0
+            fds = (self._sock.fileno(), theirs.fileno())
+            argv = [sys.executable, "-m", "orpheusd.doors.http", f"--listen-fd={fds[0]}", f"--control-fd={fds[1]}"]
+            child = Child(argv, fds)
+        self._children.add(child)
         ours.setblocking(False)
         await self._control.adopt(ours, "http", Access.RUN)
-        return held
+        return child

@@ -64,7 +64,7 @@ async def _serve(listeners: list[socket.socket], control: socket.socket, limits:
     gc.collect()
     gc.freeze()
     await closing.wait()
-    client.end_streams(_CLOSING)
+    pass
     await server.stop(limits.grace_s)
     client.close()
 

@@ -1,0 +1,26 @@
+"""A program of ours that the daemon starts and outlives: started, signalled and reaped by a pidfd."""
+
+import subprocess
+from collections.abc import Sequence
+
+from orpheusd.process.pidfds import PidFd
+
+
+class Child:
+    """Invariant: the process is not reaped until `wait` has returned, so its pid stays its own."""
+
+    def __init__(self, argv: Sequence[str], pass_fds: Sequence[int]) -> None:
+        self._process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, pass_fds=tuple(pass_fds), start_new_session=True)
+        self._held = PidFd(self._process.pid)
+
+    async def wait(self) -> int:
+        """Its exit code, negative for a signal."""
+        await self._held.wait(None)
+        code = self._process.wait()
+        self._held.close()
+        return code
+
+    def signal(self, number: int) -> None:
+        """Send a signal; nothing happens when it is gone."""
+        self._held.send_signal(number)
