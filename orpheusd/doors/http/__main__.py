@@ -64,7 +64,7 @@ async def _serve(listeners: list[socket.socket], control: socket.socket, limits:
     gc.collect()
     gc.freeze()
     await closing.wait()
-    pass
+    client.end_streams(_CLOSING)
     await server.stop(limits.grace_s)
     client.close()
 

@@ -39,7 +39,9 @@ def counts(*names: str) -> Schema:
 
 
 _SESSION = record(id=SESSION_ID, home=optional(STRING), turns=COUNT, running=COUNT, waiting=COUNT, idle_s=NUMBER)
-_PROCESS = {"pid": COUNT, "rss_bytes": COUNT, "cpu_percent": NUMBER, "children": COUNT, "threads": COUNT}
+#: What the monitor measures; null until it has looked at the process for the first time.
+_PROCESS = {"pid": COUNT, "rss_bytes": optional(COUNT), "cpu_percent": optional(NUMBER), "children": optional(COUNT),
+            "threads": optional(COUNT)}
 _WORKER = record(id=STRING, version=COUNT, state=STRING, busy=ANY, sessions=COUNT, runs=COUNT, uptime_s=NUMBER,
                  **_PROCESS)
 _AGENT = {"name": AGENT_NAME, "version": COUNT, "state": STRING, "min": COUNT, "max": COUNT, "sessions": COUNT,

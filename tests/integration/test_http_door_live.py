@@ -1,0 +1,130 @@
+"""The HTTP door of a real daemon: sessions work through it, answers are as /openapi.json promises."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.daemon import Daemon, write_agent
+
+AGENT = """
+turns = {}
+
+def handler(input_data):
+    if input_data.get("fail"):
+        raise ValueError("as asked")
+    session = input_data.get("session_id", "default")
+    turns[session] = turns.get(session, 0) + 1
+    print("turn", turns[session])
+    return {"turn": turns[session], "large": 2 ** 70}
+"""
+NAME = "http-live"
+TYPES: dict[str, tuple[type, ...]] = {
+    "object": (dict,), "array": (list,), "string": (str,), "boolean": (bool,), "integer": (int,),
+    "number": (int, float), "null": (type(None),)}
+
+
+@pytest.fixture(scope="module")
+def deployed(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Daemon:
+    daemon.deploy(write_agent(tmp_path_factory.mktemp("agents") / NAME, AGENT))
+    return daemon
+
+
+@pytest.fixture
+def http(deployed: Daemon) -> Iterator[httpx.Client]:
+    assert deployed.http
+    with httpx.Client(base_url=deployed.http, timeout=30) as client:
+        yield client
+
+
+def violations(value: Any, schema: dict[str, Any], place: str = "$") -> list[str]:
+    """Where `value` differs from what the few words of JSON Schema say that the door's document uses."""
+    found: list[str] = []
+    if "anyOf" in schema and all(violations(value, one) for one in schema["anyOf"]):
+        found.append(f"{place}: none of {schema['anyOf']}")
+    for one in schema.get("allOf", []):
+        found += violations(value, one, place)
+    if "enum" in schema and value not in schema["enum"]:
+        found.append(f"{place}: {value!r} is not one of {schema['enum']}")
+    if "const" in schema and value != schema["const"]:
+        found.append(f"{place}: {value!r} is not {schema['const']!r}")
+    if "type" in schema and (not isinstance(value, TYPES[schema["type"]])
+                             or (isinstance(value, bool) and schema["type"] != "boolean")):
+        return [*found, f"{place}: {value!r} is no {schema['type']}"]
+    if isinstance(value, int | float) and value < schema.get("minimum", value):
+        found.append(f"{place}: {value} is too small")
+    if isinstance(value, dict):
+        found += [f"{place}: no {name}" for name in schema.get("required", []) if name not in value]
+        for name, one in schema.get("properties", {}).items():
+            if name in value:
+                found += violations(value[name], one, f"{place}.{name}")
+    if isinstance(value, list):
+        for number, item in enumerate(value):
+            found += violations(item, schema.get("items", {}), f"{place}[{number}]")
+    return found
+
+
+def test_a_session_keeps_its_memory_over_http(http: httpx.Client) -> None:
+    seen = [http.post(f"/v1/agents/{NAME}/run", json={"input": {}}, headers={"X-Session-ID": "kept"})
+            for _ in range(3)]
+    assert [one.json()["result"]["turn"] for one in seen] == [1, 2, 3]
+    assert [one.headers["X-Orpheus-Context"] for one in seen] == ["new", "warm", "warm"]
+    assert len({one.headers["X-Orpheus-Worker"] for one in seen}) == 1
+    assert "1180591620717411303424" in seen[0].text, "no digit of a large number is lost"
+
+
+def test_a_stream_says_what_happens_and_then_the_result(http: httpx.Client) -> None:
+    answer = http.post(f"/v1/agents/{NAME}/run", json={"input": {}}, headers={"Accept": "text/event-stream"})
+    assert answer.status_code == 200
+    assert 'event: log\ndata: {"stream":"stdout","text":"turn ' in answer.text
+    assert answer.text.rstrip().rpartition("\n\n")[2].split("\n")[1] == "event: result"
+
+
+def test_every_answer_has_the_shape_that_is_promised(http: httpx.Client) -> None:
+    http.post(f"/v1/agents/{NAME}/run", json={"input": {}}, headers={"X-Session-ID": "shape"})
+    document = http.get("/openapi.json").json()
+    for path, methods in document["paths"].items():
+        if "get" not in methods:
+            continue
+        answer = http.get(path.format(agent=NAME, session_id="shape"))
+        assert answer.status_code == 200, (path, answer.text)
+        media_type = answer.headers["Content-Type"].partition(";")[0]
+        content = methods["get"]["responses"]["200"]["content"][media_type]
+        value = answer.json() if media_type == "application/json" else answer.text
+        assert violations(value, content["schema"]) == [], path
+    run = document["paths"]["/v1/agents/{agent}/run"]["post"]["responses"]
+    for session in ({}, {"session_id": "shape"}):
+        answer = http.post(f"/v1/agents/{NAME}/run", json={"input": {}, **session})
+        assert violations(answer.json(), run["200"]["content"]["application/json"]["schema"]) == []
+
+
+@pytest.mark.parametrize(("request_body", "status", "code"), [
+    ({"input": {"fail": True}}, 500, "handler-failed"),
+    ({"input": {}, "session_id": "../etc"}, 400, "invalid-request"),
+    ({"input": {}, "timeout_s": -1}, 400, "invalid-request"),
+    ({}, 400, "invalid-request"),
+])
+def test_errors_have_the_shape_that_is_promised(
+        http: httpx.Client, request_body: dict[str, Any], status: int, code: str) -> None:
+    document = http.get("/openapi.json").json()
+    answer = http.post(f"/v1/agents/{NAME}/run", json=request_body)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert str(status) in document["paths"]["/v1/agents/{agent}/run"]["post"]["responses"]
+    assert violations(answer.json(), document["components"]["schemas"]["Error"]) == []
+
+
+def test_an_unknown_agent_is_not_found(http: httpx.Client) -> None:
+    for answer in (http.post("/v1/agents/nobody/run", json={"input": 1}), http.get("/v1/agents/nobody"),
+                   http.get(f"/v1/agents/{NAME}/sessions/nobody")):
+        assert (answer.status_code, answer.json()["code"]) == (404, "not-found")
+
+
+def test_nothing_is_changed_over_http(http: httpx.Client) -> None:
+    before = http.get("/v1/agents").json()
+    for path, methods in http.get("/openapi.json").json()["paths"].items():
+        for method, entry in methods.items():
+            if "200" not in entry["responses"]:
+                answer = http.request(method, path.format(agent=NAME, session_id="kept"))
+                assert (answer.status_code, answer.json()["code"]) == (403, "permission-denied"), (method, path)
+    assert http.get("/v1/agents").json() == before
