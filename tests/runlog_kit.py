@@ -31,7 +31,9 @@ class Log:
     def __enter__(self) -> "Log":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None,
+    ) -> None:  # fmt: skip
         self.log.close(10.0)
 
     def settle(self, count: int) -> None:
@@ -54,7 +56,8 @@ class Log:
 
 
 def queued(run_id: str, **changes: Any) -> Queued:
-    return Queued(run_id, "my-agent", "user-1", "http", "uid 0", time.time(), b'{"query":"step 1"}')._replace(**changes)
+    whole = Queued(run_id, "my-agent", "user-1", "http", "uid 0", time.time(), b'{"query":"step 1"}')
+    return whole._replace(**changes)
 
 
 def started(run_id: str, **changes: Any) -> Started:

@@ -86,7 +86,7 @@ class Pool:
         self._emit(VersionRefused(agent.id, template.version, template.request, message))
         for worker in [w for w in agent.workers.values() if w.template is template]:
             if worker.state is not ProcessState.KILLING:
-                self.kill(worker, now)
+                self.kill(agent, worker, now)
         self._kill_template(template, now)
 
     # Templates
@@ -143,11 +143,11 @@ class Pool:
             self._promote(agent, worker, now)
         self._router.freed(agent, worker, now)
 
-    def worker_failed(self, worker: Worker, message: str, now: float) -> None:
+    def worker_failed(self, agent: Agent, worker: Worker, message: str, now: float) -> None:
         if worker.state in (ProcessState.KILLING, ProcessState.EXITED):
             return
         worker.failure = message
-        self.kill(worker, now)
+        self.kill(agent, worker, now)
 
     def worker_exited(
         self, agent: Agent, worker: Worker, cause: str, undelivered: frozenset[str], now: float
@@ -184,7 +184,7 @@ class Pool:
         self._leave_slot(agent, worker)
         agent.idle.pop(worker.id, None)
         if worker.state is ProcessState.STARTING:
-            self.kill(worker, now)
+            self.kill(agent, worker, now)
         elif worker.state is ProcessState.READY and worker.runs:
             worker.move(ProcessState.DRAINING)
         elif worker.state is ProcessState.READY:
@@ -193,7 +193,8 @@ class Pool:
             worker.deadline = now + drain_s
             self._deadlines.arm(worker, worker.deadline)
 
-    def kill(self, worker: Worker, now: float) -> None:
+    def kill(self, agent: Agent, worker: Worker, now: float) -> None:
+        agent.idle.pop(worker.id, None)
         if worker.state is not ProcessState.KILLING:
             worker.move(ProcessState.KILLING)
         self._emit(KillWorker(worker.id))
@@ -207,8 +208,7 @@ class Pool:
         for run in list(worker.runs.values()):
             if run.kill_at is not None and run.kill_at <= now:
                 if worker.state is not ProcessState.KILLING:
-                    agent.idle.pop(worker.id, None)
-                    self.kill(worker, now)
+                    self.kill(agent, worker, now)
             elif not run.stopping and run.deadline <= now:
                 self._router.stop(run, "timed-out", now)
         for at in (worker.deadline, *(run.kill_at or run.deadline for run in worker.runs.values())):
@@ -381,8 +381,8 @@ class Pool:
     def _overdue(self, agent: Agent, worker: Worker, now: float) -> None:
         """The worker's own deadline has passed: the next harder thing is done."""
         if worker.state is ProcessState.STARTING:
-            self.worker_failed(worker, f"the worker was not ready within {self._policy.start_timeout_s:g} s "
-                                       "(is something slow or waiting at import?)", now)
+            self.worker_failed(agent, worker, f"the worker was not ready within {self._policy.start_timeout_s:g} s "
+                               "(is something slow or waiting at import?)", now)
         elif worker.state is ProcessState.DRAINING:
             worker.deadline = None
             for run in list(worker.runs.values()):
@@ -390,7 +390,7 @@ class Pool:
         elif worker.state in (ProcessState.STOPPING, ProcessState.KILLING):
             if worker.state is ProcessState.KILLING:
                 resolve_lost(self._router, agent, worker, "it was killed, and the kernel has not let it go", now)
-            self.kill(worker, now)
+            self.kill(agent, worker, now)
 
 
 def quarantine_message(agent: Agent) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from orpheusd.core import events as ev
 from orpheusd.core.agent import Agent, AgentState, Settings
 from orpheusd.core.deadlines import Deadlines
-from orpheusd.core.effects import Effect, Stopped
+from orpheusd.core.effects import Effect, Stopped, VersionRefused
 from orpheusd.core.lifecycle import IllegalMove
 from orpheusd.core.pool import Policy, Pool, quarantine_message
 from orpheusd.core.routing import Lane, Router
@@ -170,16 +170,16 @@ class Supervisor:
         worker = self._living(event.worker)
         if worker is None:
             return None
-        self.pool.worker_failed(worker, event.message, now)
-        return self.agents[worker.agent]
+        agent = self.agents[worker.agent]
+        self.pool.worker_failed(agent, worker, event.message, now)
+        return agent
 
     def _worker_misbehaved(self, event: ev.WorkerMisbehaved, now: float) -> Agent | None:
         worker = self._living(event.worker)
         if worker is None:
             return None
         agent = self.agents[worker.agent]
-        agent.idle.pop(worker.id, None)
-        self.pool.worker_failed(worker, f"it broke the worker protocol: {event.detail}", now)
+        self.pool.worker_failed(agent, worker, f"it broke the worker protocol: {event.detail}", now)
         return agent
 
     def _worker_exited(self, event: ev.WorkerExited, now: float) -> Agent | None:
@@ -219,6 +219,10 @@ class Supervisor:
         return agent
 
     def _version_staged(self, event: ev.VersionStaged, now: float) -> Agent | None:
+        if self.stopping:
+            self._emit(VersionRefused(event.agent, event.version, event.request,
+                                      f"cannot change {event.agent} now: the daemon is stopping"))
+            return None
         agent = self.agents.get(event.agent)
         if agent is None:
             agent = self.agents[event.agent] = Agent(event.agent, event.settings)

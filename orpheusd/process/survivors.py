@@ -49,7 +49,8 @@ def kill_once(tag: str) -> int:
 
 def tagged(tag: str) -> list[int]:
     """The pids that carry `tag` (`NAME=value`, both not empty) now. A zombie carries nothing."""
-    return [pid for pid in _pids() if _carries(pid, _checked(tag))]
+    _check(tag)
+    return [pid for pid in _pids() if _carries(pid, tag)]
 
 
 def _kill_found(tag: str) -> list[PidFd]:
@@ -57,9 +58,10 @@ def _kill_found(tag: str) -> list[PidFd]:
 
     They are stopped as they are found, so that none can fork and leave behind the back of the search.
     """
+    _check(tag)
     doomed: dict[int, PidFd] = {}
     for pid in _pids():
-        if _carries(pid, _checked(tag)) and (held := _hold(pid)) is not None:
+        if _carries(pid, tag) and (held := _hold(pid)) is not None:
             # a number read from /proc may be another's by now: what is read again is about the process that is
             # held, or else that one is dead and takes no signal
             if _carries(pid, tag):
@@ -101,11 +103,10 @@ def _pids() -> list[int]:
     return sorted({int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit()} - {os.getpid()}, reverse=True)
 
 
-def _checked(tag: str) -> str:
+def _check(tag: str) -> None:
     name, _, value = tag.partition("=")
     if not name or not value:
         raise ValueError(f"{tag!r} would find strangers")
-    return tag
 
 
 def _hold(pid: int) -> PidFd | None:

@@ -8,13 +8,14 @@ doorbell. It knows no signals.
 import asyncio
 import contextlib
 import socket
+import sys
 import threading
-import traceback
 from collections import deque
 from collections.abc import AsyncGenerator
 from typing import Any
 
 from orpheusd.wire.worker import Message, ProtocolViolation
+from orpheusd.worker import failures
 from orpheusd.worker.channel import Channel, ChannelClosed
 from orpheusd.worker.handler import ASYNC_GENERATOR, Handler
 from orpheusd.worker.launch import Setup
@@ -56,8 +57,9 @@ class AsyncRuns:
         while not self._is_over():
             try:
                 self._loop.run_forever()
-            except (SystemExit, KeyboardInterrupt):
-                traceback.print_exc()  # raised by a task the agent left in the background; runs catch their own
+            except (SystemExit, KeyboardInterrupt) as error:
+                text = failures.traceback_text(error)  # runs catch their own
+                print(f"raised by a task or signal handler outside of any run:\n{text}", file=sys.stderr)
         if self._channel.is_ours:
             self._farewell()
         if self._lost is not None:

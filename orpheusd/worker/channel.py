@@ -110,6 +110,7 @@ class Channel:
         except BlockingIOError:
             return None
         except OSError as error:
+            _reraise_foreign(error)
             raise ChannelClosed(f"cannot read the channel: {error}") from error
         if not data:
             raise ChannelClosed("the supervisor closed the channel")
@@ -217,6 +218,7 @@ class Channel:
             except BlockingIOError:
                 return False
             except OSError as error:
+                _reraise_foreign(error)
                 raise ChannelClosed(f"cannot write to the channel: {error}") from error
             self._rest = self._rest[sent:]
 
@@ -241,7 +243,8 @@ class Channel:
         try:
             waiter.register(self._fd, select.POLLOUT)
             waiter.poll(LOOK_UP_S * 1000)
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            _reraise_foreign(error)
             raise ChannelClosed(f"cannot wait for the channel: {error}") from error
 
     def _forget(self) -> None:
@@ -256,6 +259,12 @@ _encoder = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), check_circ
 
 def _dumps(value: Any) -> bytes:
     return _encoder.encode(value).encode("ascii")
+
+
+def _reraise_foreign(error: OSError) -> None:
+    """An OSError without a number is no system call's: a signal handler of the agent's raised it (TimeoutError)."""
+    if error.errno is None:
+        raise error
 
 
 def _identity(fd: int) -> tuple[int, int] | None:

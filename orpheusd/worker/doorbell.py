@@ -49,11 +49,17 @@ class Doorbell(Shield):
 
     def wait(self) -> Message:
         """The next message. Raises ChannelClosed or ProtocolViolation after the last one."""
-        while not self._inbox:
-            if self._lost is not None:
-                raise self._lost
-            self._read(0)
-        return self._inbox.popleft()
+        while True:
+            # From here on a ring does not read, so nothing can come between the look and the blocking read.
+            self._reading = True
+            try:
+                if self._inbox:
+                    return self._inbox.popleft()
+                if self._lost is not None:
+                    raise self._lost
+                self._inbox.extend(self._channel.receive() or ())
+            finally:
+                self._reading = False
 
     def arm(self, run_id: str) -> None:
         """From here on a cancel of this run raises, one that is already here at once."""
@@ -91,17 +97,17 @@ class Doorbell(Shield):
         while self._rung and self._lost is None:
             self._rung = False
             try:
-                while self._read(socket.MSG_DONTWAIT):
+                while self._read():
                     pass
             except (ChannelClosed, ProtocolViolation) as error:
                 self._lost = error  # not the handler's affair: it may finish, and `wait` raises this
         self._raise_if_told()
 
-    def _read(self, flags: int) -> bool:
-        """Move what the channel has to the inbox; False when there was nothing."""
+    def _read(self) -> bool:
+        """Move what the channel has now to the inbox; False when there was nothing."""
         self._reading = True
         try:
-            messages = self._channel.receive(flags)
+            messages = self._channel.receive(socket.MSG_DONTWAIT)
             if messages is None:
                 return False
             self._inbox.extend(messages)

@@ -28,7 +28,7 @@ def describe(error: BaseException, message: str | None = None, type: str | None 
         return _payload(
             type or _type_name(error),
             _message(error) if message is None else message,
-            _traceback(error),
+            traceback_text(error),
         )
     except MemoryError:
         return _OUT_OF_MEMORY
@@ -37,6 +37,20 @@ def describe(error: BaseException, message: str | None = None, type: str | None 
 def refusal(type: str, message: str) -> bytes:
     """The payload for a failure that is no exception of the agent's."""
     return _payload(type, message, "")
+
+
+def traceback_text(error: BaseException) -> str:
+    """The traceback as Python prints it, without our own frames. Never raises anything but MemoryError."""
+    try:
+        described = traceback.TracebackException(type(error), error, error.__traceback__)
+        _keep_agent_frames(described, set())
+        if not described.stack and isinstance(error, Exception) and type(error).__module__.startswith("orpheusd."):
+            return ""  # ours alone: the message says it all
+        return "".join(described.format())
+    except MemoryError:
+        raise
+    except BaseException as second:
+        return f"(no traceback: formatting it raised {_type_name(second)})"
 
 
 def safe_repr(value: object) -> str:
@@ -87,19 +101,6 @@ def _message(error: BaseException) -> str:
         raise
     except BaseException as second:
         return f"(no message: its __str__ raised {_type_name(second)})"
-
-
-def _traceback(error: BaseException) -> str:
-    try:
-        described = traceback.TracebackException(type(error), error, error.__traceback__)
-        _keep_agent_frames(described, set())
-        if not described.stack and isinstance(error, Exception) and type(error).__module__.startswith("orpheusd."):
-            return ""  # ours alone: the message says it all
-        return "".join(described.format())
-    except MemoryError:
-        raise
-    except BaseException as second:
-        return f"(no traceback: formatting it raised {_type_name(second)})"
 
 
 def _keep_agent_frames(described: traceback.TracebackException, seen: set[int]) -> None:

@@ -6,12 +6,12 @@ While the handler runs nobody reads, so a cancel comes through the doorbell. It 
 import contextvars
 import os
 import sys
-import traceback
 from collections.abc import Generator
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
 from orpheusd.wire.worker import Message, ProtocolViolation
+from orpheusd.worker import failures
 from orpheusd.worker.channel import Channel, ChannelClosed
 from orpheusd.worker.doorbell import Doorbell
 from orpheusd.worker.handler import Handler, UnusableHandler
@@ -50,9 +50,10 @@ class SyncRuns:
                 return self._doorbell.wait()
             except (ChannelClosed, ProtocolViolation, MemoryError, SystemExit):
                 raise
-            except BaseException:
-                # A timer or signal handler that the agent left behind fired between two runs.
-                traceback.print_exc()
+            except BaseException as error:
+                text = failures.traceback_text(error)
+                print(f"raised between two runs, by a signal handler that the agent left behind:\n{text}",
+                      file=sys.stderr)
 
     def _execute(self, message: Message) -> None:
         run = Run(message, self._setup, self._worker_id, self._channel)

@@ -286,6 +286,7 @@ def sleeps(input_data):
 
 
 def spins(_input):
+    print("spinning")
     number = 0
     while True:
         number += 1

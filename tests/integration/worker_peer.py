@@ -134,8 +134,8 @@ class Peer:
         self.listener.listen(64)
         with (place / "template.out").open("wb") as output:
             self.process = subprocess.Popen(
-                [PYTHON, "-I", "-c", BOOTSTRAP.format(lib=str(self._library()))], stdin=subprocess.PIPE,
-                stdout=output, stderr=output, env={"ORPHEUS_SANDBOX": f"t-{place.name}"}, start_new_session=True)
+                command(place), stdin=subprocess.PIPE, stdout=output, stderr=output,
+                env={"ORPHEUS_SANDBOX": f"t-{place.name}"}, start_new_session=True)
         launch = {"template_id": "t-1-1", "nonce": "n0", "socket": str(place / "worker.sock")}
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(launch).encode() + b"\n")
@@ -239,13 +239,15 @@ class Peer:
             worker.sock.close()
             self.ends.remove(worker)
 
-    def _library(self) -> Path:
-        lib = self.place / "lib"
-        if not lib.exists():
-            (lib / "orpheusd").mkdir(parents=True)
-            for name in ("orpheusd/__init__.py", "orpheusd/wire", "orpheusd/worker", "workspace"):
-                (lib / name).symlink_to(ROOT / name)
-        return lib
+
+def command(place: Path) -> list[str]:
+    """How a template is started, with the runtime's library laid out under `place`."""
+    lib = place / "lib"
+    if not lib.exists():
+        (lib / "orpheusd").mkdir(parents=True)
+        for name in ("orpheusd/__init__.py", "orpheusd/wire", "orpheusd/worker", "workspace"):
+            (lib / name).symlink_to(ROOT / name)
+    return [PYTHON, "-I", "-c", BOOTSTRAP.format(lib=str(lib))]
 
 
 def tagged(tag: str) -> list[int]:

@@ -257,7 +257,8 @@ class Witness(Account):
             ("expired", "timed-out"): isinstance(event, ev.TimePassed) and run.queue_deadline <= self.now,
             ("rejected", "not-found"): agent is None or not agent.exists,
             ("rejected", "draining"): going,
-            ("rejected", "quarantined"): agent is not None and self._may_be_quarantined(agent),
+            ("rejected", "quarantined"):
+                effect.code == "quarantined" and agent is not None and self._may_be_quarantined(agent),
             ("rejected", "session-busy"):
                 asked_now and run.overlap == "reject" and bool(mates or (session and session.running)),
             ("rejected", "overloaded"):

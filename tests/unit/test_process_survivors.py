@@ -13,6 +13,9 @@ import uvloop
 from orpheusd.process import survivors
 from tests.eventually import eventually
 
+#: libuv makes a pipe for its signals with the first loop and keeps it: before any test counts descriptors.
+uvloop.new_event_loop().close()
+
 #: Leaves its parent, its session and its group, then says its pid and stays.
 HIDE = """
 import os, sys
