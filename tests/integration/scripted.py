@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pty
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from orpheusd.errors import OrpheusError
 from orpheusd.wire import control
 from orpheusd.wire.frames import LineBuffer
 from tests.daemon import environment
+from tests.eventually import eventually
 
 #: Beyond anything a command waits for by itself here.
 TIMEOUT_S = 20
@@ -135,6 +137,13 @@ def started(door: ScriptedDaemon, *args: str, **settings: Any) -> Iterator[subpr
             yield process
         finally:
             process.kill()
+
+
+def interrupt(process: subprocess.Popen[str]) -> None:
+    """Ctrl-C, when the command has nothing left to do but wait."""
+    stat = Path(f"/proc/{process.pid}/stat")
+    eventually(lambda: stat.read_text().rpartition(")")[2].split()[0] == "S", TIMEOUT_S, "the command to wait")
+    process.send_signal(signal.SIGINT)
 
 
 def on_terminal(door: ScriptedDaemon, *args: str, **env: str) -> str:

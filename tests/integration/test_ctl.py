@@ -276,4 +276,4 @@ def test_run_imports_nothing_heavy(door: ScriptedDaemon) -> None:
     done = subprocess.run([sys.executable, "-c", code, *argv(door, "run", "a")[3:]], env=environment(),
                           capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
     loaded = set(done.stdout.splitlines()[-1].split())
-    assert not loaded & {"rich", "asyncio", "pydantic", "yaml", "orjson", "tarfile", "subprocess", "textwrap"}
+    assert not loaded & {"rich", "asyncio", "pydantic", "yaml", "orjson", "tarfile", "shutil", "textwrap"}

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from tests.integration.scripted import (
     ScriptedDaemon,
     argv,
     ctl,
+    interrupt,
     log_row,
     on_terminal,
     run_answer,
@@ -228,7 +228,7 @@ def test_ctrl_c_cancels_the_run(door: ScriptedDaemon) -> None:
     with started(door, "run", "a", "--stream") as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.readline()
-        process.send_signal(signal.SIGINT)
+        interrupt(process)
         assert process.wait(TIMEOUT_S) == 130
         assert door.asked[-1] == ("run.cancel", {"run_id": "r-7"})
         assert process.stderr.read() == (
@@ -241,7 +241,7 @@ def test_ctrl_c_before_the_run_has_an_id_cancels_it_when_it_has(door: ScriptedDa
     with started(door, "run", "a") as process:
         assert process.stderr is not None
         assert run.began.wait(TIMEOUT_S)
-        process.send_signal(signal.SIGINT)
+        interrupt(process)
         assert process.stderr.readline().startswith("cancelling")
         assert "run.cancel" not in door.methods()
         run.accept.set()
@@ -254,9 +254,9 @@ def test_a_second_ctrl_c_leaves_at_once(door: ScriptedDaemon) -> None:
     with started(door, "run", "a", "--stream") as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.readline()
-        process.send_signal(signal.SIGINT)
+        interrupt(process)
         eventually(lambda: "run.cancel" in door.methods())
-        process.send_signal(signal.SIGINT)
+        interrupt(process)
         assert process.wait(2) == 130
         assert "Traceback" not in process.stderr.read()
     run.cancelled.set()
@@ -279,7 +279,7 @@ def test_a_run_that_ends_before_the_cancel_is_still_printed(door: ScriptedDaemon
     with started(door, "run", "a", "--stream") as process:
         assert process.stdout is not None
         process.stdout.readline()
-        process.send_signal(signal.SIGINT)
+        interrupt(process)
         assert process.wait(TIMEOUT_S) == 130
         assert process.stdout.read() == '"done"\n'
 
@@ -290,7 +290,7 @@ def test_ctrl_c_ends_other_commands_quietly(door: ScriptedDaemon) -> None:
     with started(door, "logs", "a", "-f") as process:
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline().endswith("\tx\n")
-        process.send_signal(signal.SIGINT)
+        interrupt(process)
         assert process.wait(TIMEOUT_S) == 130
         assert process.stderr.read() == ""
     hold.set()

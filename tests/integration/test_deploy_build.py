@@ -119,7 +119,7 @@ def box(tmp_path: Path) -> Box:
 
 
 def python(venv: Path, code: str) -> str:
-    command = [venv / "bin/python", "-I", "-c", code]
+    command = [str(venv / "bin/python"), "-I", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
     return done.stdout.strip()
 

@@ -41,6 +41,7 @@ def test_the_same_files_give_the_same_bytes(folder: Path) -> None:
     before = packed(folder)
     os.utime(folder / "agent.py", (1, 1))
     assert packed(folder) == before
+    assert before[4:8] == bytes(4), "the time in gzip's header"
     (folder / "agent.py").write_text("changed")
     assert packed(folder) != before
 

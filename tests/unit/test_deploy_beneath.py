@@ -169,6 +169,9 @@ import os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from orpheusd.deploy.beneath import empty
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
 place = Path(sys.argv[1])
 (place / "a/b/c").mkdir(parents=True)
 (place / "a/b/f").write_text("x")
@@ -182,8 +185,8 @@ print(empty(place), os.listdir(place))
         path.chmod(0o755)
     os.chown(place, 65534, 65534)
     done = subprocess.run(
-        [sys.executable, "-c", script, str(place), str(Path(__file__).parents[2])], user=65534, group=65534,
-        extra_groups=[], capture_output=True, text=True, timeout=20, check=False)
+        [sys.executable, "-c", script, str(place), str(Path(__file__).parents[2])], capture_output=True, text=True,
+        timeout=20, check=False)
     assert done.stdout.strip() == "Emptied(files=1, size_bytes=1, left=0) []", done.stderr
 
 

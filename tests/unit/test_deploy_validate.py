@@ -104,7 +104,7 @@ def _cmdline(pid: str) -> bytes:
 
 
 def test_what_only_the_daemon_has_installed_is_not_there(place: Path) -> None:
-    command = [find_interpreter().executable, "-I", "-c", "import hypothesis"]
+    command = [str(find_interpreter().executable), "-I", "-c", "import hypothesis"]
     if subprocess.run(command, capture_output=True, check=False).returncode == 0:
         pytest.skip("the plain interpreter has every package of this environment")
     write(place, "import hypothesis\n" + GOOD)

@@ -5,6 +5,7 @@ import signal
 import stat
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def test_a_version_is_staged_and_becomes_current(store: VersionStore, tmp_path: 
     store.set_current("a", 1)
     assert store.current("a") == 1
     listing = VersionStore(store.state_dir).list_agents()
-    assert listing == ([version], [])
+    assert listing.versions == [version] and not listing.problems
     assert abs(listing.versions[0].deployed_at - version.directory.stat().st_mtime) < 60
     assert store.workspace_dir("a").is_dir()
     assert list((store.state_dir / "tmp").iterdir()) == []
@@ -216,6 +217,7 @@ def test_the_workspace_is_measured_and_cleaned_in_place(store: VersionStore, tmp
 
 DEPLOYER = """
 import sys
+from functools import partial
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from orpheusd.deploy.versions import VersionStore
@@ -229,6 +231,10 @@ for _ in range(200):
 """
 
 
+def reached(store: VersionStore, goal: int) -> bool:
+    return (store.current("a") or 0) >= goal
+
+
 def test_killed_at_any_moment_the_current_version_is_whole(store: VersionStore, tmp_path: Path) -> None:
     # fault 78
     deployed(store, tmp_path)
@@ -239,7 +245,7 @@ def test_killed_at_any_moment_the_current_version_is_whole(store: VersionStore, 
             [sys.executable, "-c", DEPLOYER, str(store.state_dir), str(file), str(ROOT)], stdout=subprocess.PIPE)
         assert child.stdout is not None and child.stdout.readline() == b"go\n"
         goal = last + 1 + trial % 3
-        eventually(lambda goal=goal: (store.current("a") or 0) >= goal, timeout_s=10)
+        eventually(partial(reached, store, goal), timeout_s=10)
         child.send_signal(signal.SIGKILL)
         child.wait()
         child.stdout.close()
