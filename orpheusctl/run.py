@@ -59,8 +59,7 @@ class _Quiet:
 class _Streaming(_Quiet):
     """Prints pieces as they come.
 
-    Invariant: `_pieces` is all that was printed, or None once it can no longer equal a result (too large, or some
-    were dropped).
+    Invariant: `_pieces` is all that was printed, or None once that is larger than any result.
     """
 
     def __init__(self, output: Output) -> None:
@@ -79,7 +78,6 @@ class _Streaming(_Quiet):
         elif event.name == "log" and isinstance(event.data, dict):
             self.output.note(str(event.data.get("text", "")).rstrip("\n"))
         elif event.name == "dropped":
-            self._pieces = None
             self.output.note(f"some output was dropped, it came faster than it was read: {event.data}")
 
     def finished(self, answer: dict[str, Any]) -> None:

@@ -77,10 +77,10 @@ class Service:
         event = ev.RunRequested(
             run_id, params["agent"], session_id, params["affinity"], params["overlap"],
             params["require"] == "warm", params["timeout_s"])
-        if stream:
-            call.event({"event": "accepted", "data": {"request_id": run_id}})
         self._engine.start_run(event, Pending(
             _input_payload(input), partial(_answer_run, call), partial(_tell, call) if stream else None))
+        if stream and run_id in self._engine.pending:
+            call.event({"event": "accepted", "data": {"request_id": run_id}})
 
     def run_cancel(self, call: Call, params: Params) -> dict[str, Any]:
         run_id = params["run_id"]

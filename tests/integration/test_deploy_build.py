@@ -5,6 +5,7 @@ import io
 import os
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -140,6 +141,7 @@ def test_packages_are_installed_once_and_see_nothing_of_the_box(
     assert box.left() == [first.name]
     assert box.lines.count("Successfully installed probe-1.0") == 2  # one build, two listeners
     assert not (box.root / "victim").exists()
+    assert not (first / ".scratch").exists()
     assert (first / ".complete").is_file() and not (first / ".complete").is_symlink()
     assert list((box.state / "pip-cache").iterdir()) == []
     found = eval(python(first, "import probe; print(probe.FOUND)"))
@@ -200,8 +202,10 @@ def test_the_last_who_waits_takes_the_build_along(box: Box, isolation: Isolation
         assert waiting[1].cancelled()
         assert build._builds == {}
 
+    before = set(Path(tempfile.gettempdir()).glob("pip-*"))
     asyncio.run(cancel_both())
     assert box.left() == []
+    assert set(Path(tempfile.gettempdir()).glob("pip-*")) <= before
     # that no process is left is seen by the fixture of every test
 
 
