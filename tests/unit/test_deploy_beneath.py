@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -71,6 +71,15 @@ def test_without_openat2_the_parts_are_opened_one_by_one(tmp_path: Path, monkeyp
         os.close(root)
 
 
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    """A workspace that is gone afterwards, however deep: nothing else could remove it."""
+    made = tmp_path / "workspace"
+    made.mkdir()
+    yield made
+    subprocess.run(["rm", "-rf", str(made)], check=True, timeout=30)
+
+
 def hostile(path: Path) -> int:
     """Fills `path` with what agents may leave; how many files that are."""
     (path / "plain").write_bytes(b"12345")
@@ -93,11 +102,9 @@ def hostile(path: Path) -> int:
     return 13
 
 
-def test_a_hostile_tree_is_measured_and_emptied_and_nothing_else(tmp_path: Path) -> None:
+def test_a_hostile_tree_is_measured_and_emptied_and_nothing_else(tmp_path: Path, place: Path) -> None:
     # faults 54, 55
     (tmp_path / "outside").write_text("precious")
-    place = tmp_path / "workspace"
-    place.mkdir()
     inode = place.stat().st_ino
     files = hostile(place)
     etc = Path("/etc").stat().st_mtime_ns
@@ -128,13 +135,11 @@ def test_a_directory_replaced_by_a_symlink_is_not_followed(tmp_path: Path, act: 
     assert snapshot(tmp_path) == before
 
 
-def test_a_tree_that_changes_under_the_broom_leads_nowhere(tmp_path: Path) -> None:
+def test_a_tree_that_changes_under_the_broom_leads_nowhere(tmp_path: Path, place: Path) -> None:
     # fault 54: a directory and a symlink to a neighbour take each other's place as fast as they can
     (tmp_path / "precious").mkdir()
     for number in range(50):
         (tmp_path / f"precious/{number}").write_text("x")
-    place = tmp_path / "workspace"
-    place.mkdir()
     stop = threading.Event()
 
     def swap() -> None:

@@ -1,0 +1,128 @@
+"""The run log as the daemon sees it: three calls that cost a microsecond, and facts about its health.
+
+It belongs to the event loop's thread. What it is told goes to the writer; what became of it comes back through the
+callbacks, in the writer's thread.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from orpheusd.runlog import recovery
+from orpheusd.runlog.handover import Handover
+from orpheusd.runlog.place import reserve_of
+from orpheusd.runlog.reserve import Reserve
+from orpheusd.runlog.rows import Ended, Queued, Run, Started
+from orpheusd.runlog.settings import Settings
+from orpheusd.runlog.writer import State, Writer
+
+
+class RunLog:
+    """Invariant: a run for which `queued` returned True is written, or `accepting` is False and stays so.
+
+    `on_committed` gets the ids of runs whose end is on the disk, `on_detached` those of detached runs that are
+    queued there, `on_failure` what went wrong for good; all in the writer's thread, and none may raise.
+    """
+
+    def __init__(self, path: Path, settings: Settings, recovered: recovery.Recovered, writer: Writer,
+                 handover: Handover) -> None:
+        self.path = path
+        self.settings = settings
+        self._recovered = recovered
+        self._writer = writer
+        self._handover = handover
+        self._closed = False
+        self._dropped = 0
+        self._unfinished = list(recovered.unfinished)
+
+    @classmethod
+    def open(
+        cls, path: Path, settings: Settings, on_committed: Callable[[list[str]], None],
+        on_failure: Callable[[str], None], on_detached: Callable[[list[str]], None] | None = None,
+    ) -> "RunLog":  # fmt: skip
+        """Raises OrpheusError when there can be no log at `path`. A damaged one is put aside: see `health`."""
+        recovered = recovery.recover(path, settings)
+        handover = Handover(settings.batch_rows)
+        reserve = Reserve(reserve_of(path), settings.reserve_bytes)
+        writer = Writer(recovered.store, handover, settings, reserve, on_committed, on_failure, on_detached)
+        log = cls(path, settings, recovered, writer, handover)
+        writer.start()
+        return log
+
+    @property
+    def accepting(self) -> bool:
+        """Whether a new run may begin: the disk keeps up, and nothing is wrong with it."""
+        return (self._writer.state is State.OPEN and not self._closed
+                and self._handover.room(self.settings.pending_changes, self.settings.pending_bytes))
+
+    def queued(self, row: Queued) -> bool:
+        """A run was accepted. False, and nothing is taken, while the log is not `accepting`: refuse the run."""
+        if not self.accepting:
+            return False
+        stored = row.input
+        if stored is not None:
+            if not row.detached and (not self.settings.capture or len(stored) > self.settings.input_limit_bytes):
+                row = row._replace(
+                    input=stored[: self.settings.input_limit_bytes] if self.settings.capture else None,
+                    input_bytes=row.input_bytes if row.input_bytes is not None else len(stored))
+                stored = row.input
+            self._handover.put(row, len(stored) if stored is not None else 0)
+        else:
+            self._handover.put(row, 0)
+        return True
+
+    def started(self, row: Started) -> None:
+        """The run was handed to a worker. Always taken: only accepted runs start."""
+        self._put(row, 0)
+
+    def ended(self, row: Ended) -> None:
+        """The run is over. Always taken, and safe to say again: the first end stands, and is acknowledged again."""
+        stored = row.result
+        if stored is not None and not row.detached and (
+                not self.settings.capture or len(stored) > self.settings.result_limit_bytes):
+            row = row._replace(
+                result=stored[: self.settings.result_limit_bytes] if self.settings.capture else None,
+                result_bytes=row.result_bytes if row.result_bytes is not None else len(stored))
+            stored = row.result
+        size = len(stored) if stored is not None else 0
+        self._put(row, size + len(row.traceback) if row.traceback is not None else size)
+
+    def unfinished(self) -> list[Run]:
+        """Runs that an earlier daemon left without an end, in order. The caller settles each with `ended`."""
+        return self._unfinished
+
+    def health(self) -> dict[str, Any]:
+        """What `status` says of the log. `damage` is about the log that this one replaced at start."""
+        writer, damage = self._writer, self._recovered.damage
+        return {
+            "state": writer.state.value,
+            "accepting": self.accepting,
+            "problem": writer.problem,
+            "path": str(self.path),
+            "rows": writer.row_count,
+            "used_bytes": writer.used_bytes,
+            "pending_changes": self._handover.pending_changes,
+            "pending_bytes": self._handover.pending_bytes,
+            "commits": writer.commits,
+            "refused_changes": writer.refused + self._dropped,
+            "last_refusal": writer.last_refusal,
+            "checked": "whole" if self._recovered.whole else "newest runs",
+            "note": self._recovered.note,
+            "damage": damage._asdict() if damage is not None else None,
+            "damaged_copies": recovery.damaged_copies(self.path),
+        }
+
+    def close(self, timeout_s: float) -> bool:
+        """Write down what is pending. False when the disk did not take all of it within `timeout_s` seconds."""
+        self._closed = True
+        flushed = self._writer.close(timeout_s)
+        if self._writer.stopped:
+            self._handover.close()
+        return flushed
+
+    def _put(self, row: Started | Ended, size_bytes: int) -> None:
+        if self._closed or self._writer.state is State.FAILED:
+            # Nobody writes any more; the workers still hold what they were not acknowledged.
+            self._dropped += 1
+            return
+        self._handover.put(row, size_bytes)

@@ -1,0 +1,106 @@
+"""What the writer does between commits: sync the mark, checkpoint, delete what is too old or too much.
+
+Each step is small, so that no run waits long for it. It knows nothing of threads.
+"""
+
+import time
+
+from orpheusd.runlog.settings import Settings
+from orpheusd.runlog.store import PAGE_BYTES, Store
+
+#: How often there is a look at the mark, the size and the files while there are commits.
+LOOK_S = 1.0
+#: How often age is looked at when there are none.
+IDLE_LOOK_S = 60.0
+#: The WAL is moved into the database when it has about this many pages (16 MiB), or when nothing happened for a while.
+CHECKPOINT_PAGES = 4000
+CHECKPOINT_IDLE_S = 5.0
+#: Rows deleted in one go: a few milliseconds.
+TRIM_ROWS = 256
+#: Empty pages are given back in steps of this many, once they are more than a quarter of the file.
+GIVE_BACK_PAGES = 64
+#: A wall clock that moved by more than this against the monotonic one was set; ages mean nothing for a while then.
+CLOCK_STEP_S = 60.0
+CLOCK_DISTRUST_S = 3600.0
+
+
+class Replaced(Exception):
+    """A file of the log was deleted or replaced while it was in use."""
+
+
+class Upkeep:
+    """Invariant: when a chore is owed, `due_s` says so; a chore that is not done is owed."""
+
+    def __init__(self, store: Store, settings: Settings) -> None:
+        now = time.monotonic()
+        self._store = store
+        self._settings = settings
+        self._wall_offset_s = time.time() - now
+        self._distrust_until = 0.0
+        self._next_look = now
+        self._next_checkpoint = now + CHECKPOINT_IDLE_S
+        self._checkpoint_pages = CHECKPOINT_PAGES
+        self._dirty = False
+        self._trimming = False
+        self.used_bytes = 0
+
+    def committed(self) -> None:
+        """To be told after each commit."""
+        now = time.monotonic()
+        if not self._dirty:
+            self._dirty = True
+            self._next_look = min(self._next_look, now + LOOK_S)
+        self._next_checkpoint = max(self._next_checkpoint, now + CHECKPOINT_IDLE_S)
+
+    def due_s(self) -> float:
+        """Seconds until `run` has something to do."""
+        if self._trimming:
+            return 0.0
+        due = min(self._next_look, self._next_checkpoint) if self._store.wal_pages else self._next_look
+        return max(0.0, due - time.monotonic())
+
+    def run(self) -> None:
+        """Do what is owed, one small step of each. Raises sqlite3.Error, OSError, or Replaced."""
+        now = time.monotonic()
+        pages = self._store.wal_pages
+        if (pages and now >= self._next_checkpoint) or pages > self._checkpoint_pages:
+            self._next_checkpoint = now + CHECKPOINT_IDLE_S
+            self._store.checkpoint()
+            # A reader may hold some of it back: the rest is tried again when there is that much more.
+            self._checkpoint_pages = self._store.wal_pages + CHECKPOINT_PAGES
+        if now >= self._next_look:
+            self._look(now)
+        if self._trimming:
+            self._trimming = self._trim(now)
+
+    def _look(self, now: float) -> None:
+        if self._dirty and not self._store.in_place():
+            raise Replaced("the run log's files were deleted or replaced while it was in use")
+        if self._store.mark.unsynced:
+            self._store.mark.sync()
+        self._next_look = now + (LOOK_S if self._dirty else IDLE_LOOK_S)
+        self._dirty = False
+        self._trimming = True
+
+    def _trim(self, now: float) -> bool:
+        """One step of deleting or giving back; whether there is more to do."""
+        store, settings = self._store, self._settings
+        room = store.room()
+        self.used_bytes = (room.pages - room.free_pages) * PAGE_BYTES
+        if settings.max_bytes and self.used_bytes > settings.max_bytes and store.trim(TRIM_ROWS, None):
+            return True
+        if settings.max_age_s and self._clock_trusted(now):
+            oldest_us = int((time.time() - settings.max_age_s) * 1_000_000)
+            if store.trim(TRIM_ROWS, oldest_us) == TRIM_ROWS:
+                return True
+        if room.free_pages > max(GIVE_BACK_PAGES, room.pages // 4):
+            store.give_back(GIVE_BACK_PAGES)
+            return True
+        return False
+
+    def _clock_trusted(self, now: float) -> bool:
+        offset = time.time() - now
+        if abs(offset - self._wall_offset_s) > CLOCK_STEP_S:
+            self._wall_offset_s = offset
+            self._distrust_until = now + CLOCK_DISTRUST_S
+        return now >= self._distrust_until
