@@ -7,11 +7,12 @@ from argparse import Namespace
 from typing import Any
 
 from orpheusctl.output import Output
-from orpheusctl.units import size
+from orpheusctl.units import iso, size
 
 Result = dict[str, Any]
 
 _AGENT_COLUMNS = ("name", "version", "state", "workers", "min", "max", "sessions", "queue", "runs")
+_RUN_COLUMNS = ("when", "run_id", "agent", "session_id", "context", "state", "code", "duration_ms", "source", "seq")
 _SESSION_COLUMNS = ("id", "home", "turns", "running", "waiting", "idle_s")
 
 
@@ -44,6 +45,17 @@ def _sessions(answer: Result, arguments: Namespace, output: Output) -> None:
     total = answer.get("total", len(sessions))
     if total > len(sessions):
         output.note(f"{len(sessions)} of {total} sessions; -n N shows more")
+
+
+def _runs(answer: Result, _: Namespace, output: Output) -> None:
+    if not answer["runs"] and output.draws:
+        output.note("the run log has no such runs")
+        return
+    output.table(_RUN_COLUMNS, [{**row, "when": iso(row["queued_at"])} for row in answer["runs"]])
+
+
+def _show(answer: Result, _: Namespace, output: Output) -> None:
+    output.facts(answer)
 
 
 def _cancel(answer: Result, _: Namespace, output: Output) -> None:
@@ -83,6 +95,8 @@ def _facts(answer: Result, _: Namespace, output: Output) -> None:
 _SHOW = {
     "list": _list,
     "sessions": _sessions,
+    "runs": _runs,
+    "show": _show,
     "cancel": _cancel,
     "undeploy": _undeploy,
     "restart": _restart,

@@ -157,6 +157,22 @@ COMMANDS: tuple[Command, ...] = (
         (Example("orpheusctl cancel r-5f0c2a", "cancelled r-5f0c2a"),),
         ("not-found",)),
     Command(
+        "runs", "run.list",
+        "Lists runs from the run log, newest first: when, which agent and session, how each ended and how long it "
+        "took. --before takes the `seq` of the last row to get the next page.",
+        (NAME._replace(optional=True, help="only runs of this agent"),
+         Argument("limit", "limit", ("-n", "--limit"), "N"), Argument("state", "state", ("--state",), "S"),
+         Argument("session", "session", ("--session",), "ID"), Argument("source", "source", ("--source",), "DOOR"),
+         Argument("before", "before", ("--before",), "SEQ"), JSON),
+        (Example("orpheusctl runs my-agent -n 20 --state failed", ""),
+         Example("orpheusctl runs --session user-123 --json | jq -r '.runs[].context'", "warm"))),
+    Command(
+        "show", "run.show",
+        "Shows everything the run log has of one run: its input, result or error, the agent's traceback, its "
+        "worker, its session and what memory it met.",
+        (Argument("run_id", "run_id", metavar="RUN"), JSON),
+        (Example("orpheusctl show r-01a2028", ""),), ("not-found",)),
+    Command(
         "restart", "restart",
         "Starts new workers of the same version and lets the old ones finish their runs. Sessions lose what their "
         "workers held in memory; the workspace stays.",

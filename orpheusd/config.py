@@ -18,6 +18,7 @@ DEFAULT_FILE = Path("/etc/orpheus/orpheusd.toml")
 ISOLATIONS = ("auto", "bwrap", "none")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
+DURABILITIES = ("os", "disk")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Config:
     log_format: str = "text"
     debug: bool = False
     admin_group: str = "orpheus-admin"
+    durability: str = "os"
     start_timeout_s: float = 30.0
     grace_s: float = 2.0
     stop_timeout_s: float = 10.0
@@ -55,6 +57,7 @@ _TEXT: dict[str, Any] = {
     "log_format": str,
     "debug": lambda text: text.lower() in ("1", "true", "yes"),
     "admin_group": str,
+    "durability": str,
     "start_timeout_s": float,
     "grace_s": float,
     "stop_timeout_s": float,
@@ -62,8 +65,12 @@ _TEXT: dict[str, Any] = {
 }
 
 
+_CHOICES = {
+    "isolation": ISOLATIONS, "log_level": LOG_LEVELS, "log_format": LOG_FORMATS, "durability": DURABILITIES}
+
 #: Where packages come from is the box's business, and boxes say it in these variables.
-_BUILD_VARIABLES = re.compile(r"PIP_\w+|HOME|XDG_CONFIG_\w+|SSL_CERT_\w+|(?:https?|no|all)_proxy", re.IGNORECASE)
+_BUILD_VARIABLES = re.compile(
+    r"PIP_\w+|HOME|XDG_CONFIG_\w+|SSL_CERT_\w+|(?:REQUESTS|CURL)_CA_BUNDLE|(?:https?|no|all)_proxy", re.IGNORECASE)
 
 
 def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Config:
@@ -131,7 +138,7 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _checked(settings: dict[str, Any]) -> Config:
-    for name, allowed in (("isolation", ISOLATIONS), ("log_level", LOG_LEVELS), ("log_format", LOG_FORMATS)):
+    for name, allowed in _CHOICES.items():
         if name in settings and settings[name] not in allowed:
             allowed_text = ", ".join(allowed)
             raise OrpheusError("invalid-request", f"{name} must be one of {allowed_text}, not {settings[name]!r}")

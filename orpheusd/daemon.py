@@ -22,6 +22,8 @@ from orpheusd.engine import Engine
 from orpheusd.errors import OrpheusError
 from orpheusd.logs import AgentLogs
 from orpheusd.process.sandbox import detect, find_interpreter, make_lib_dir
+from orpheusd.recorder import Recorder
+from orpheusd.runlog.settings import Settings
 from orpheusd.service import Service
 
 log = logging.getLogger(__name__)
@@ -66,12 +68,14 @@ class Daemon:
         store = VersionStore(config.state_dir)
         store.prepare()
         self._logs = AgentLogs(config.state_dir / "logs")
+        self._recorder = Recorder(config.state_dir / "runs.db", Settings(durability=config.durability))
         self._engine = Engine(
             config.runtime_dir, self._isolation, find_interpreter(), lib,
             Policy(config.start_timeout_s, config.grace_s, config.stop_timeout_s), secrets.token_hex(3),
-            self._log_line, lambda who, text: log.warning("%s: %s", who, text), config.debug)  # fmt: skip
+            self._recorder, self._log_line, lambda who, text: log.warning("%s: %s", who, text),
+            config.debug)  # fmt: skip
         self._deployments = Deployments(store, self._engine, config, self._isolation)
-        service = Service(config, self._isolation, self._engine, self._deployments, store, self._logs)
+        service = Service(config, self._isolation, self._engine, self._deployments, store, self._logs, self._recorder)
         self._control = ControlDoor(service, config.admin_group)
         self._fronts = FrontDoors(self._control, self._http, config.http_doors) if self._http is not None else None
         self._monitor: asyncio.TimerHandle | None = None
@@ -108,6 +112,7 @@ class Daemon:
             self._monitor.cancel()
         config.control_socket.unlink(missing_ok=True)
         self._logs.close()
+        self._recorder.close(config.stop_timeout_s)
         log.info("stopped")
 
     def _log_line(self, agent: str, row: dict[str, object]) -> None:

@@ -15,7 +15,7 @@ from orpheusd.config import Config
 from orpheusd.core import events as ev
 from orpheusd.core.agent import Settings
 from orpheusd.deploy.build import ensure_venv, prune_venvs
-from orpheusd.deploy.bundle import read_manifest_text
+from orpheusd.deploy.bundle import read_manifest_text, survey
 from orpheusd.deploy.versions import StoredVersion, VersionStore
 from orpheusd.engine import Engine, Verdict
 from orpheusd.errors import OrpheusError
@@ -52,9 +52,10 @@ class Deployments:
         return listing.problems
 
     async def inspect(self, upload_id: str) -> dict[str, Any]:
-        manifest = await self._manifest(upload_id)
-        needed = manifest.env_needed()
-        return {"name": manifest.name, "env_needed": needed, "warnings": manifest.warnings()}
+        found = await asyncio.to_thread(survey, self._store.uploads.open(upload_id))
+        manifest = parse_manifest(found.manifest_text)
+        return {"name": manifest.name, "env_needed": manifest.env_needed(), "requirements": found.requirements,
+                "warnings": manifest.warnings()}  # fmt: skip
 
     async def deploy(self, upload_id: str, env: dict[str, str], step: Step) -> dict[str, Any]:
         """Raises OrpheusError with the reason; then nothing has changed but the version counter.

@@ -22,31 +22,22 @@ from orpheusd.core.invariants import check
 from orpheusd.core.pool import Policy
 from orpheusd.core.supervisor import Supervisor
 from orpheusd.operations import RESULT_LIMIT_BYTES
+from orpheusd.outcome import Outcome
 from orpheusd.process.processes import Plan, Processes, Sinks
 from orpheusd.process.sandbox import Interpreter, Isolation, RuntimeLib
+from orpheusd.recorder import Recorder
 from orpheusd.wire.worker import ENDED_STATES, Message
 
 
-class Outcome(NamedTuple):
-    """How a run ended. `result` is the handler's, as JSON, when `code` is ""; else `error` has what is known."""
-
-    run_id: str
-    state: str
-    code: str
-    message: str
-    result: bytes
-    error: dict[str, Any]
-    worker_id: str | None
-    session_id: str | None
-    context: str | None
-    turn: int
-    duration_ms: float
-
-
 class Pending(NamedTuple):
-    """A run whose caller waits: its input, and what to call with pieces of output and with the outcome."""
+    """A run whose caller waits: its input, and what to call with pieces of output and with the outcome.
+
+    `source` is the door it came through, `caller` who sent it, for the run log.
+    """
 
     payload: bytes
+    source: str
+    caller: str
     on_outcome: Callable[[Outcome], None]
     on_event: Callable[[str, dict[str, Any]], None] | None
 
@@ -68,6 +59,7 @@ class Engine:
         lib: RuntimeLib,
         policy: Policy,
         boot_id: str,
+        recorder: Recorder,
         on_log: Callable[[str, dict[str, Any]], None],
         on_note: Callable[[str, str], None],
         debug: bool = False,
@@ -80,6 +72,7 @@ class Engine:
         self.pending: dict[str, Pending] = {}
         self.stopped = asyncio.Event()
         self._loop = asyncio.get_running_loop()
+        self._recorder = recorder
         self._on_log = on_log
         self._debug = debug
         self._verdicts: dict[str, asyncio.Future[Verdict]] = {}
@@ -126,7 +119,12 @@ class Engine:
         return time.monotonic()
 
     def start_run(self, event: ev.RunRequested, pending: Pending) -> None:
-        """Accept a run. Its outcome comes through `pending.on_outcome`, perhaps before this returns."""
+        """Accept a run. Its outcome comes through `pending.on_outcome`, perhaps before this returns.
+
+        Raises OrpheusError(overloaded) when the run log takes nothing.
+        """
+        self._recorder.accepted(
+            event.run, event.agent, event.session, pending.source, pending.caller, pending.payload)
         self.pending[event.run] = pending
         self.feed(event)
 
@@ -165,6 +163,7 @@ class Engine:
             "timeout_s": effect.timeout_s, "stream": pending.on_event is not None,
         }  # fmt: skip
         self.processes.run(effect.worker, fields, pending.payload)
+        self._recorder.started(effect, self.supervisor.pool.workers[effect.worker])
 
     def _resolve(self, effect: ef.Resolve) -> None:
         pending = self.pending.pop(effect.run, None)
@@ -175,10 +174,12 @@ class Engine:
         if effect.code and said:
             error = _read_error(said)
             text = _sentence(effect.code, error) or text
+        outcome = Outcome(
+            effect.run, effect.state, effect.code, text, b"" if effect.code else said, error, effect.worker,
+            effect.session, effect.context, effect.turn, round(effect.duration_s * 1000, 3), effect.cause)
+        self._recorder.ended(outcome)
         if pending is not None:
-            pending.on_outcome(Outcome(
-                effect.run, effect.state, effect.code, text, b"" if effect.code else said, error, effect.worker,
-                effect.session, effect.context, effect.turn, round(effect.duration_s * 1000, 3)))
+            pending.on_outcome(outcome)
 
     def _decide(self, request: str, error: str) -> None:
         future = self._verdicts.get(request)

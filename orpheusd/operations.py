@@ -26,6 +26,10 @@ UPLOAD_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 INPUT_LIMIT_BYTES = 8 * 1024 * 1024
 RESULT_LIMIT_BYTES = 8 * 1024 * 1024
 
+RUN_STATES = (
+    "queued", "started", "completed", "failed", "timed-out", "cancelled", "crashed", "expired", "rejected")
+SOURCES = ("ctl", "http")
+
 
 class Access(Enum):
     """What a caller must hold to use an operation. Each includes the ones before it."""
@@ -110,6 +114,16 @@ OPERATIONS: tuple[Operation, ...] = (
     ), ("POST", "/v1/agents/{agent}/run"), "run", stream=True),
     Operation("run.cancel", Access.RUN, "stop a run that is waiting or going on", (_RUN,),
               ("POST", "/v1/runs/{run_id}/cancel"), "cancel"),
+    Operation("run.list", Access.READ, "list runs from the run log, newest first", (
+        _AGENT._replace(required=False, help="only runs of this agent"),
+        Param("state", "string", "only runs in this state", required=False, choices=RUN_STATES),
+        _SESSION._replace(name="session", required=False, help="only runs of this session"),
+        Param("source", "string", "only runs that came through this door", required=False, choices=SOURCES),
+        Param("before", "count", "only runs before the one with this `seq`: the next page", required=False),
+        _LIMIT._replace(help="at most this many rows, up to 1000"),
+    ), ("GET", "/v1/execlog"), "runs"),
+    Operation("run.show", Access.READ, "show one run with its input, result and error", (_RUN,),
+              ("GET", "/v1/runs/{run_id}"), "show"),
     Operation("agent.list", Access.READ, "list the agents", (), ("GET", "/v1/agents"), "list"),
     Operation("agent.show", Access.READ, "show one agent and its workers", (_AGENT,),
               ("GET", "/v1/agents/{agent}"), ""),

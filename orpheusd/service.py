@@ -21,11 +21,14 @@ from orpheusd.core import events as ev
 from orpheusd.core.agent import Agent
 from orpheusd.deploy.versions import VersionStore
 from orpheusd.deployments import Deployments
-from orpheusd.engine import Engine, Outcome, Pending
+from orpheusd.engine import Engine, Pending
 from orpheusd.errors import OrpheusError
 from orpheusd.logs import AgentLogs, Row
 from orpheusd.operations import INPUT_LIMIT_BYTES
+from orpheusd.outcome import Outcome
 from orpheusd.process.sandbox import Isolation
+from orpheusd.recorder import Recorder
+from orpheusd.runlog.queries import RunQuery
 
 #: A piece of a bundle; in base64 and with its envelope it fits a control frame several times.
 PIECE_LIMIT_BYTES = 4 * 1024 * 1024
@@ -35,7 +38,13 @@ Later = Coroutine[Any, Any, dict[str, Any]]
 
 
 class Call(Protocol):
-    """Who asks, and how to answer."""
+    """Who asks, through which door (`ctl` or `http`), and how to answer."""
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def caller(self) -> str: ...
 
     def answer(self, result: Any) -> None: ...
 
@@ -53,7 +62,7 @@ class Service:
 
     def __init__(
         self, config: Config, isolation: Isolation, engine: Engine, deployments: Deployments, store: VersionStore,
-        logs: AgentLogs,
+        logs: AgentLogs, recorder: Recorder,
     ) -> None:  # fmt: skip
         self._config = config
         self._isolation = isolation
@@ -61,6 +70,7 @@ class Service:
         self._deployments = deployments
         self._store = store
         self._logs = logs
+        self._recorder = recorder
         self._started_at = time.monotonic()
 
     # Runs
@@ -78,7 +88,8 @@ class Service:
             run_id, params["agent"], session_id, params["affinity"], params["overlap"],
             params["require"] == "warm", params["timeout_s"])
         self._engine.start_run(event, Pending(
-            _input_payload(input), partial(_answer_run, call), partial(_tell, call) if stream else None))
+            _input_payload(input), call.source, call.caller, partial(_answer_run, call),
+            partial(_tell, call) if stream else None))
         if stream and run_id in self._engine.pending:
             call.event({"event": "accepted", "data": {"request_id": run_id}})
 
@@ -88,6 +99,14 @@ class Service:
             raise OrpheusError("not-found", f"there is no run {run_id} waiting or going on; it may be over already")
         self._engine.feed(ev.CancelRequested(run_id))
         return {"run_id": run_id, "cancelled": True}
+
+    def run_list(self, call: Call, params: Params) -> Later:
+        return self._run_list(RunQuery(
+            params["agent"], params["state"], params["session"], params["source"], before_seq=params["before"],
+            limit=params["limit"]))
+
+    def run_show(self, call: Call, params: Params) -> Later:
+        return self._recorder.show(params["run_id"])
 
     # Agents
 
@@ -212,6 +231,7 @@ class Service:
             "agents": len(self._engine.supervisor.agents),
             "workers": len(self._engine.supervisor.pool.workers),
             "ready": not self._engine.supervisor.stopping,
+            "run_log": self._recorder.health(),
         }
 
     def health(self, call: Call, params: Params) -> dict[str, Any]:
@@ -223,6 +243,9 @@ class Service:
     def metrics(self, call: Call, params: Params) -> dict[str, Any]:
         text = views.metrics_text(self._engine.supervisor, self._engine.processes, self._uptime_s())
         return {"text": text}
+
+    async def _run_list(self, query: RunQuery) -> dict[str, Any]:
+        return {"runs": await self._recorder.find(query)}
 
     def _agent(self, name: str) -> Agent:
         self._deployments.known(name)

@@ -3,10 +3,12 @@
 Warnings are errors (setup.cfg).
 """
 
+import faulthandler
 import os
 import platform
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -18,10 +20,20 @@ from tests.daemon import Daemon
 
 #: Longer than any test takes on a slow machine; a test that needs more says so with `deadline`.
 DEADLINE_S = 120.0
+#: Where an exception from a signal handler does not end a test (an idle uvloop), the whole run ends this much later.
+BACKSTOP_S = 30.0
 
 
-def pytest_configure() -> None:
+REAL_STDERR = pytest.StashKey[int]()
+
+
+class Late(BaseException):
+    """A test took longer than it may. No Exception, which hypothesis would take for a finding and try to shrink."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
     leaks.adopt_orphans()
+    config.stash[REAL_STDERR] = os.dup(sys.stderr.fileno())
 
 
 def pytest_report_header() -> str:
@@ -42,14 +54,16 @@ def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     deadline_s = marker.args[0] if marker else DEADLINE_S
 
     def late(_number: int, _frame: FrameType | None) -> None:
-        raise TimeoutError(f"the test took longer than {deadline_s} s")
+        raise Late(f"the test took longer than {deadline_s} s")
 
     earlier = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, deadline_s)
+    faulthandler.dump_traceback_later(deadline_s + BACKSTOP_S, exit=True, file=request.config.stash[REAL_STDERR])
     before = leaks.census()
     try:
         yield
     finally:
+        faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, earlier)
     if left := leaks.left_since(before):

@@ -30,7 +30,7 @@ def resolve_lost(router: Router, agent: "Agent", worker: Worker, cause: str, now
     """Nothing more will be heard of the runs that `worker` has."""
     for run in list(worker.runs.values()):
         router.ended(agent, run, now)
-        router.resolve(agent, run, *_end_of(run, cause), now)
+        router.resolve(agent, run, *_end_of(run, cause), now, cause)
 
 
 def _end_of(run: Run, cause: str) -> tuple[RunState, str, str]:

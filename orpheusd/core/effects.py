@@ -64,7 +64,10 @@ class EndSession(NamedTuple):
 
 
 class Resolve(NamedTuple):
-    """Answer the caller: the run is in its terminal state. `code` is "" when it completed."""
+    """Answer the caller: the run is in its terminal state. `code` is "" when it completed.
+
+    `cause` is how its worker died, when that ended it.
+    """
 
     run: str
     state: str
@@ -75,6 +78,7 @@ class Resolve(NamedTuple):
     context: str | None
     turn: int
     duration_s: float
+    cause: str = ""
 
 
 class VersionPromoted(NamedTuple):

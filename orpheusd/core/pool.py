@@ -6,9 +6,9 @@ wrong before that is the caller's answer and changes nothing.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from orpheusd.core.agent import Agent, AgentState
+from orpheusd.core.agent import Agent, AgentState, Settings
 from orpheusd.core.deadlines import Deadlines
 from orpheusd.core.deaths import mourn, resolve_lost
 from orpheusd.core.effects import (
@@ -26,11 +26,8 @@ from orpheusd.core.effects import (
 from orpheusd.core.restart import QUARANTINE_S, Slot
 from orpheusd.core.routing import Router
 from orpheusd.core.run import RunState
-from orpheusd.core.scaling import wanted_workers
+from orpheusd.core.scaling import cheapest, wanted_workers
 from orpheusd.core.worker import ProcessState, Template, Worker
-
-if TYPE_CHECKING:
-    from orpheusd.core.agent import Settings
 
 #: After a SIGKILL only the kernel can be slow; look again this often.
 KILL_RETRY_S = 5.0
@@ -69,7 +66,7 @@ class Pool:
     def load(self, agent: Agent, version: int, now: float) -> None:
         agent.current = self._start_template(agent, version, agent.settings, None, now)
 
-    def stage(self, agent: Agent, version: int, settings: "Settings", request: str, now: float) -> None:
+    def stage(self, agent: Agent, version: int, settings: Settings, request: str, now: float) -> None:
         if agent.candidate is not None or agent.state is AgentState.REMOVED:
             why = "another deploy or restart of it is going on" if agent.candidate else "it is being removed"
             self._emit(VersionRefused(agent.id, version, request, f"cannot change {agent.id} now: {why}; try again"))
@@ -87,7 +84,8 @@ class Pool:
         for worker in [w for w in agent.workers.values() if w.template is template]:
             if worker.state is not ProcessState.KILLING:
                 self.kill(agent, worker, now)
-        self._kill_template(template, now)
+        if template.state is not ProcessState.EXITED:
+            self._kill_template(template, now)
 
     # Templates
 
@@ -110,14 +108,14 @@ class Pool:
 
     def template_exited(self, agent: Agent, template: Template, cause: str, now: float) -> None:
         unasked = template.state in (ProcessState.STARTING, ProcessState.READY)
+        template.move(ProcessState.EXITED)
+        self._deadlines.forget(template)
+        del self.templates[template.id]
+        del agent.templates[template.id]
         if template is agent.candidate:
             self.refuse(agent, f"the agent's template ended before it was ready ({cause})", now)
         elif unasked and template is agent.current:
             self._failure(agent, agent.template_slot, f"the agent's template ended ({cause})", now)
-        template.move(ProcessState.EXITED)
-        self._deadlines.forget(template)
-        del self.templates[template.id]
-        agent.templates.pop(template.id, None)
 
     def template_due(self, agent: Agent, template: Template, now: float) -> None:
         """A template's wake-up."""
@@ -268,12 +266,11 @@ class Pool:
             agent.slots.append(slot)
             agent.vacant.append(slot)
         agent.lull.observe(demand, len(agent.slots), settings, now)
-        if agent.lull.since is not None:
-            if agent.lull.over(settings, now):
-                self._shrink(agent, max(wanted, wanted_workers(agent.lull.peak, settings)))
-                agent.lull.since = None
-            else:
-                self._deadlines.arm(agent, agent.lull.since + settings.idle_timeout_s)
+        if agent.lull.over(settings, now):
+            self._shrink(agent, max(wanted, wanted_workers(agent.lull.peak, settings)), now)
+            agent.lull.begin_again(demand, len(agent.slots), settings, now)
+        if agent.lull.since is not None and agent.lull.since + settings.idle_timeout_s > now:
+            self._deadlines.arm(agent, agent.lull.since + settings.idle_timeout_s)
         if agent.vacant and template.state is ProcessState.READY:
             self._fill(agent, template, now)
 
@@ -285,24 +282,24 @@ class Pool:
             else:
                 self._deadlines.arm(agent, slot.not_before)
 
-    def _shrink(self, agent: Agent, target: int) -> None:
-        """Let go of the slots that are cheapest to lose: empty ones, then idle workers with the fewest sessions,
-        the coldest first. A worker with a run, or one that somebody waits for, stays."""
+    def _shrink(self, agent: Agent, target: int, now: float) -> None:
+        """Let go of the slots that are cheapest to lose, empty ones first."""
         while len(agent.slots) > target and agent.vacant:
             agent.slots.remove(agent.vacant.pop())
-        free = [w for w in agent.idle.values() if not w.runs and not w.lanes and w.state is ProcessState.READY]
-        free.sort(key=lambda w: (w.sessions, w.idle_since))
-        for worker in free[: max(0, len(agent.slots) - target)]:
+        workers = cheapest(slot.worker for slot in agent.slots if slot.worker is not None)
+        for worker in workers[: max(0, len(agent.slots) - target)]:
             agent.slots.remove(worker.slot)
-            agent.idle.pop(worker.id, None)
             worker.slot.worker = None
-            self._stop(worker, worker.idle_since)
+            if worker.state is ProcessState.READY:
+                agent.idle.pop(worker.id, None)
+                self._stop(worker, now)
 
     def _promote(self, agent: Agent, first: Worker, now: float) -> None:
         template = first.template
         request, template.request = template.request or "", None
         agent.current, agent.candidate = template, None
         agent.settings = template.settings
+        self._deadlines.arm(agent, now)  # what is due by the new settings may be due earlier
         if agent.state is AgentState.QUARANTINED:
             agent.move(AgentState.ACTIVE)
         agent.record.clear()
@@ -320,7 +317,7 @@ class Pool:
             self._deadlines.arm(agent, slot.not_before)
 
     def _start_template(
-        self, agent: Agent, version: int, settings: "Settings", request: str | None, now: float
+        self, agent: Agent, version: int, settings: Settings, request: str | None, now: float
     ) -> Template:
         self._born += 1
         template = Template(f"t-{self._boot_id}-{self._born}", agent.id, version, settings, request)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from orpheusd.core.deadlines import Deadlines
 from orpheusd.core.effects import CancelRun, Dispatch, Effect, EndSession, Resolve
 from orpheusd.core.run import Run, RunState
-from orpheusd.core.sessions import Session
+from orpheusd.core.sessions import BATCH, Session
 from orpheusd.core.worker import Worker
 
 if TYPE_CHECKING:
@@ -77,6 +77,9 @@ class Router:
                 self._interrupt(agent, run, lane, now)
                 lane = None
         if lane is None:
+            if run.require_warm and session is not None and session.live_home is None:
+                self._refuse_cold(agent, run, now)
+                return
             worker = self._worker_now(agent, run, session)
             if worker is not None:
                 self._start(agent, run, worker, now)
@@ -159,7 +162,7 @@ class Router:
             if was_head:
                 self._place(agent, lane, now)
         else:
-            self._forget(agent, lane)
+            self._forget(agent, lane, now)
 
     def stop(self, run: Run, reason: str, now: float) -> None:
         """Tell a started run's handler to stop; its worker is killed if it has not by the end of the grace."""
@@ -170,7 +173,9 @@ class Router:
         self._emit(CancelRun(run.worker.id, run.id, reason))
         self._deadlines.arm(run.worker, run.kill_at)
 
-    def resolve(self, agent: "Agent", run: Run, state: RunState, code: str, message: str, now: float) -> None:
+    def resolve(
+        self, agent: "Agent", run: Run, state: RunState, code: str, message: str, now: float, cause: str = ""
+    ) -> None:
         """The run is over: count it and answer the caller."""
         run.move(state)
         self.runs.pop(run.id, None)
@@ -179,7 +184,15 @@ class Router:
             agent.contexts[run.context] += 1
         self._emit(Resolve(
             run.id, state.value, code, message, run.worker.id if run.worker else None, run.session, run.context,
-            run.entry.turns if run.entry else 0, now - (run.started_at if run.worker else run.queued_at)))
+            run.entry.turns if run.entry else 0, now - (run.started_at if run.worker else run.queued_at), cause))
+
+    def evict(self, agent: "Agent", now: float) -> None:
+        """End the sessions that are too many and not in use; what is left over waits for the next turn."""
+        ids = agent.sessions.surplus(agent.settings.session_max, agent.lanes)
+        for id in ids:
+            self.end_session(agent, id, "evicted")
+        if len(ids) == BATCH:
+            self._deadlines.arm(agent, now)
 
     def end_session(self, agent: "Agent", id: str, reason: str) -> None:
         home = agent.sessions.end(id)
@@ -190,8 +203,6 @@ class Router:
         """The worker on which a run that nobody waits before can start at once."""
         home = session.live_home if session is not None else None
         if home is None:
-            if session is not None and run.require_warm:
-                return None
             return self._best_idle(agent)
         if session is not None and session.running and run.overlap in EXCLUSIVE:
             return None
@@ -244,8 +255,7 @@ class Router:
             home = session.live_home if session is not None else None
             if home is None and session is not None and run.require_warm:
                 self._pop_head(agent, lane)
-                self.resolve(agent, run, RunState.REJECTED, "context-not-warm",
-                             "the session's memory is gone and `require: warm` was asked for", now)
+                self._refuse_cold(agent, run, now)
                 continue
             worker = self._best_idle(agent) if home is None else home
             if worker is None or not worker.open or worker.lanes or agent.rotation:
@@ -253,7 +263,7 @@ class Router:
                 return
             self._pop_head(agent, lane)
             self._start(agent, run, worker, now, lane)
-        self._forget(agent, lane)
+        self._forget(agent, lane, now)
 
     def _stand(self, agent: "Agent", lane: Lane, home: Worker | None, now: float) -> None:
         """Put the lane where those will find it who may serve its head."""
@@ -303,13 +313,10 @@ class Router:
         self._emit(Dispatch(worker.id, run.id, run.session, run.context, turn, run.timeout_s))
 
     def _session_began(self, agent: "Agent", lane: Lane | None, now: float) -> None:
-        """A session has a home since now: its waiting runs have patience from here, and the map may be too full."""
+        """A session has a home since now: its waiting runs have patience from here."""
         if lane is not None:
             lane.home_since = now
         self._deadlines.arm(agent, now + agent.settings.session_ttl_s)
-        surplus = agent.sessions.surplus(agent.settings.session_max, agent.lanes)
-        if surplus is not None:
-            self.end_session(agent, surplus, "evicted")
 
     def _interrupt(self, agent: "Agent", run: Run, lane: Lane | None, now: float) -> None:
         """Stop whatever the session does or waits for, so that `run` is next."""
@@ -319,6 +326,10 @@ class Router:
                     self.stop(other, "cancelled", now)
         for other in list(lane.runs) if lane is not None else []:
             self.withdraw(agent, other, RunState.CANCELLED, "cancelled", "interrupted by a later run", now)
+
+    def _refuse_cold(self, agent: "Agent", run: Run, now: float) -> None:
+        self.resolve(agent, run, RunState.REJECTED, "context-not-warm",
+                     "the session's memory is gone and `require: warm` was asked for", now)
 
     def _pop_head(self, agent: "Agent", lane: Lane) -> Run:
         run = lane.runs.popleft()
@@ -332,9 +343,11 @@ class Router:
             lane.home = None
         self._deadlines.forget(lane)
 
-    def _forget(self, agent: "Agent", lane: Lane) -> None:
+    def _forget(self, agent: "Agent", lane: Lane, now: float) -> None:
         self._unplace(agent, lane)
         agent.lanes.pop(lane.key, None)
+        if lane.session is not None:
+            agent.sessions.touch(lane.session, now)
 
 
 def _load(worker: Worker) -> tuple[int, int]:

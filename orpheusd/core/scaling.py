@@ -1,7 +1,11 @@
-"""How many workers an agent wants. Driven by events: demand is what is running and what could run."""
+"""How many workers an agent wants, and which it can spare. Driven by events: demand is what is running and what
+could run."""
 
+from collections.abc import Iterable
 from math import ceil
 from typing import TYPE_CHECKING
+
+from orpheusd.core.worker import ProcessState, Worker
 
 if TYPE_CHECKING:
     from orpheusd.core.agent import Settings
@@ -11,6 +15,15 @@ def wanted_workers(demand: int, settings: "Settings") -> int:
     """Workers for `demand` runs at once, within the agent's bounds."""
     by_demand = ceil(demand / (settings.scale_up_threshold * settings.concurrency))
     return max(settings.min_workers, min(by_demand, settings.max_workers))
+
+
+def cheapest(workers: Iterable[Worker]) -> list[Worker]:
+    """Of `workers`, those that may be let go, the cheapest to lose first: dying ones, then idle ones with the fewest
+    sessions, the coldest of them first. A worker with a run, or one that somebody waits for, is not among them."""
+    workers = list(workers)
+    dying = [worker for worker in workers if worker.state is ProcessState.KILLING]
+    free = [w for w in workers if w.state is ProcessState.READY and not w.runs and not w.lanes]
+    return dying + sorted(free, key=lambda worker: (worker.sessions, worker.idle_since))
 
 
 class Lull:
@@ -36,6 +49,11 @@ class Lull:
         elif demand > self.peak:
             self.peak = demand
 
+    def begin_again(self, demand: int, workers: int, settings: "Settings", now: float) -> None:
+        """What could be let go has been; from here on it is seen whether more can."""
+        self.since = None
+        self.observe(demand, workers, settings, now)
+
     def over(self, settings: "Settings", now: float) -> bool:
         """Whether it has lasted long enough to let workers go."""
-        return self.since is not None and now - self.since >= settings.idle_timeout_s
+        return self.since is not None and now >= self.since + settings.idle_timeout_s

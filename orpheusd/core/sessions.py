@@ -8,11 +8,12 @@ and does constant work a run however many sessions it holds.
 
 from collections import OrderedDict
 from collections.abc import Container, ItemsView, Iterator
+from itertools import islice
 
 from orpheusd.core.worker import Worker
 
-#: Sessions that end in one turn of the core, so that a million of one age do not stop everything else.
-EXPIRY_BATCH = 1000
+#: Sessions that are ended in one turn of the core at most, so that a million of one age do not stop everything else.
+BATCH = 1000
 
 
 class Session:
@@ -90,6 +91,13 @@ class SessionMap:
         if not session.turns and not session.running and self._by_id.get(id) is session:
             self.end(id)
 
+    def touch(self, id: str, now: float) -> None:
+        """Runs of the session have waited until now, and so it was in use."""
+        session = self._by_id.get(id)
+        if session is not None:
+            session.last_used = now
+            self._by_id.move_to_end(id)
+
     def home_died(self, worker: Worker) -> None:
         """`worker` has exited: its sessions are homeless from now on. Constant work: they find out by themselves."""
         self.homeless += worker.sessions
@@ -107,26 +115,26 @@ class SessionMap:
             home.sessions -= 1
         return home
 
-    def surplus(self, most: int, waiting: Container[str]) -> str | None:
-        """The session to evict when there are more than `most`: the least recently used that is not in use."""
-        if len(self._by_id) <= most:
-            return None
-        return next(self._unused(waiting), (None, None))[0]
+    def surplus(self, most: int, waiting: Container[str]) -> list[str]:
+        """The sessions to evict when there are more than `most`: the least recently used that are not in use, at
+        most a batch of them."""
+        excess = min(len(self._by_id) - most, BATCH)
+        return [id for id, _ in islice(self._unused(waiting), max(0, excess))]
 
     def expired(self, ttl_s: float, now: float, waiting: Container[str]) -> list[str]:
         """The sessions that have not been used for `ttl_s`, at most a batch of them."""
         ids: list[str] = []
         for id, session in self._unused(waiting):
-            if session.last_used + ttl_s > now or len(ids) == EXPIRY_BATCH:
+            if session.last_used + ttl_s > now or len(ids) == BATCH:
                 break
             ids.append(id)
         return ids
 
-    def next_expiry(self, ttl_s: float, waiting: Container[str]) -> float | None:
-        """When the least recently used session that is not in use will have been idle for `ttl_s`."""
+    def next_expiry(self, ttl_s: float, now: float, waiting: Container[str]) -> float | None:
+        """When a session may have been idle for `ttl_s`, at the earliest. None when there are no sessions."""
         for _, session in self._unused(waiting):
             return session.last_used + ttl_s
-        return None
+        return now + ttl_s if self._by_id else None
 
     def newest(self, limit: int) -> list[tuple[str, Session]]:
         """The `limit` most recently used sessions, latest first."""

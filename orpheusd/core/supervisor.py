@@ -81,6 +81,8 @@ class Supervisor:
         self._effects.append(effect)
 
     def _settle(self, agent: Agent, now: float) -> None:
+        if len(agent.sessions) > agent.settings.session_max:
+            self.router.evict(agent, now)
         if agent.unwanted or self.stopping:
             if self.pool.farewell(agent, now) and self.agents.get(agent.id) is agent:
                 del self.agents[agent.id]
@@ -293,7 +295,7 @@ class Supervisor:
         ttl_s = agent.settings.session_ttl_s
         for id in agent.sessions.expired(ttl_s, now, agent.lanes):
             self.router.end_session(agent, id, "ttl")
-        expiry = agent.sessions.next_expiry(ttl_s, agent.lanes)
+        expiry = agent.sessions.next_expiry(ttl_s, now, agent.lanes)
         if expiry is not None:
             self.deadlines.arm(agent, expiry)
         if agent.state is AgentState.QUARANTINED:

@@ -45,6 +45,9 @@ SPARED_S = 3600.0
 #: Removing half an environment takes a second or two; a caller that was cancelled waits no longer than this.
 CLEANUP_S = 10.0
 
+#: Below an environment that is being built.
+_SCRATCH = ".scratch"
+
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _COMMENT = re.compile(r"(^|\s+)#.*$")
 _ELSEWHERE = re.compile(
@@ -111,8 +114,11 @@ def read_requirements(requirements: Path) -> str | None:
 
 
 def prune_venvs(store_dir: Path, in_use: Collection[str]) -> list[str]:
-    """Removes environments that nobody refers to, and what interrupted builds left; their names."""
-    building = {path.name for path in _builds}
+    """Removes environments that nobody refers to, and what interrupted builds left; their names.
+
+    May run in a thread: a build that starts meanwhile is spared because it is young.
+    """
+    building = {path.name for path in list(_builds)}
     removed = []
     for path in sorted((store_dir / "venvs").iterdir()):
         name = path.name.removeprefix(".").partition(".")[0]
@@ -217,6 +223,8 @@ async def _run(
         "PIP_CONFIG_FILE": os.devnull,  # what it says is in the variables
         "PIP_ROOT_USER_ACTION": "ignore",
     }
+    if plan.isolation.mode != "bwrap":  # no private /tmp, no home of its own: what is left there goes with the build
+        env.update({"TMPDIR": str(place / _SCRATCH), "HOME": str(place / _SCRATCH)})
     process = await launch_template(
         build_argv(plan.isolation, plan.interpreter, place, place / "requirements.txt", plan.cache_dir,
                    settings.binds, env, command), b"", listen)
@@ -253,10 +261,12 @@ def _prepare(plan: _Plan, place: Path) -> None:
     beneath.remove(place)
     place.mkdir(mode=0o755, parents=True)
     plan.cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (place / _SCRATCH).mkdir(mode=0o700)
     (place / "requirements.txt").write_text(plan.text, "utf-8")
 
 
 def _finish(plan: _Plan, place: Path) -> None:
+    beneath.remove(place / _SCRATCH)
     mark = place / ".complete"
     beneath.remove(mark)  # packages write here too: nothing of theirs is followed
     os.sync()  # the mark must not survive a loss of power that the files do not
@@ -274,7 +284,9 @@ def _remove(place: Path) -> None:
 
 
 def _is_recent(path: Path) -> bool:
-    try:
-        return time.time() - (path / ".complete").lstat().st_mtime < SPARED_S
-    except OSError:
-        return False
+    for made in (path / ".complete", path):
+        try:
+            return time.time() - made.lstat().st_mtime < SPARED_S
+        except OSError:
+            continue
+    return False

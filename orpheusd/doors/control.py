@@ -64,8 +64,10 @@ class Call:
         return self._connection.source
 
     @property
-    def caller(self) -> Peer | None:
-        return self._connection.peer
+    def caller(self) -> str:
+        """Who asks, as the run log has it."""
+        peer = self._connection.peer
+        return "" if peer is None or self.source == "http" else f"uid {peer.uid}, pid {peer.pid}"
 
     def answer(self, result: Any) -> None:
         """Answer with `result`, which may hold orjson fragments."""

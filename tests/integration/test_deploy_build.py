@@ -240,14 +240,15 @@ def test_requirements_are_text_of_bounded_length(tmp_path: Path) -> None:
 
 def test_environments_that_nobody_uses_are_removed(box: Box) -> None:
     venvs = box.state / "venvs"
-    for name in ("used", "unused", "fresh", ".left.tmp"):
+    for name in ("used", "unused", "fresh"):
         (venvs / name).mkdir()
         (venvs / name / ".complete").touch()
-    for name in ("used", "unused"):
-        os.utime(venvs / name / ".complete", (1, 1))
-    (venvs / ".left.tmp/.complete").unlink()
-    assert prune_venvs(box.state, {"used"}) == [".left.tmp", "unused"]
-    assert box.left() == ["fresh", "used"]
+    for name in (".going-on.1.tmp", ".left.2.tmp"):
+        (venvs / name / "bin").mkdir(parents=True)
+    for old in ("used/.complete", "unused/.complete", ".left.2.tmp"):
+        os.utime(venvs / old, (1, 1))
+    assert prune_venvs(box.state, {"used"}) == [".left.2.tmp", "unused"]
+    assert box.left() == [".going-on.1.tmp", "fresh", "used"]
 
 
 def test_the_boxs_own_index_is_used_from_inside(box: Box) -> None:

@@ -27,6 +27,8 @@ BOOTSTRAP = "import sys; sys.path.insert(0, {lib!r}); from orpheusd.worker.templ
 #: The interpreter of the agents; CI may name another one to show that the inside runs there.
 PYTHON = os.environ.get("ORPHEUS_TEST_AGENT_PYTHON", sys.executable)
 WAIT_S = 10.0
+#: How often a wait looks whether the other side still lives.
+LOOK_UP_S = 0.2
 
 T = TypeVar("T")
 
@@ -140,7 +142,11 @@ class Peer:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(launch).encode() + b"\n")
         self.process.stdin.close()
-        self.template = self.dialled("t-1-1")
+        try:
+            self.template = self.dialled("t-1-1")
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -195,7 +201,8 @@ class Peer:
             found = find()
             if found:
                 return found
-            if not self.listen(deadline - time.monotonic()):
+            left_s = deadline - time.monotonic()
+            if not self.listen(min(left_s, LOOK_UP_S)) and left_s <= LOOK_UP_S:
                 raise AssertionError(f"not within {timeout_s} s: {what}; the template printed {self.output()!r}")
 
     def listen(self, timeout_s: float) -> bool:
@@ -224,7 +231,7 @@ class Peer:
             end.sock.close()
         self.listener.close()
         try:
-            self.process.wait(WAIT_S)
+            self.process.wait(WAIT_S / 2)
         finally:
             self.process.kill()
             self.process.wait()

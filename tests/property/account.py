@@ -6,6 +6,7 @@ from typing import Any
 from orpheusd.core import events as ev
 from orpheusd.core.agent import Settings
 from orpheusd.core.pool import Policy
+from orpheusd.core.restart import INTENSITY, QUARANTINE_S, WINDOW_S
 from tests.property.records import AgentRecord, RunRecord, TemplateRecord, WorkerRecord
 
 
@@ -24,6 +25,7 @@ class Account:
         self.ticked = 0.0
         self.event: ev.Event = ev.TimePassed()
         self.now = 0.0
+        self.known = False
         self._hear: dict[type[Any], Callable[[Any], bool]] = {
             ev.AgentLoaded: self._agent_loaded, ev.VersionStaged: self._version_staged,
             ev.RemovalRequested: self._removal_requested, ev.ShutdownRequested: self._shutdown_requested,
@@ -39,7 +41,8 @@ class Account:
     def hear(self, event: ev.Event, now: float) -> bool:
         """Whether the event concerns anybody who is still there."""
         self.event, self.now = event, now
-        return self._hear[type(event)](event)
+        self.known = self._hear[type(event)](event)
+        return self.known
 
     def open_workers(self, agent: str) -> list[WorkerRecord]:
         return [worker for worker in self.workers.values() if worker.agent == agent and worker.open]
@@ -100,15 +103,20 @@ class Account:
 
     def _template_failed(self, event: ev.TemplateFailed) -> bool:
         template = self.templates.get(event.template)
-        if template is not None:
-            self._failed(template.agent)
+        if template is not None and template.state == "starting":
+            self.template_failed(template)
         return template is not None
 
     def _template_exited(self, event: ev.TemplateExited) -> bool:
         template = self.templates.pop(event.template, None)
-        if template is not None:
-            self._failed(template.agent)
+        if template is not None and template.state in ("starting", "ready"):
+            self.template_failed(template)
         return template is not None
+
+    def template_failed(self, template: TemplateRecord) -> None:
+        agent = self.agents[template.agent]
+        if template.id == agent.current:
+            self._failed(agent)
 
     def _worker_ready(self, event: ev.WorkerReady) -> bool:
         worker = self.workers.get(event.worker)
@@ -117,19 +125,43 @@ class Account:
         return worker is not None
 
     def _worker_failed(self, event: ev.WorkerFailed | ev.WorkerMisbehaved) -> bool:
-        return event.worker in self.workers
+        worker = self.workers.get(event.worker)
+        if worker is not None and worker.state != "killed":
+            worker.blamed = True
+        return worker is not None
 
     def _worker_exited(self, event: ev.WorkerExited) -> bool:
         worker = self.workers.pop(event.worker, None)
         if worker is None:
             return False
-        self._failed(worker.agent)
+        agent = self.agents[worker.agent]
+        unasked = worker.state in ("starting", "ready") and not worker.leaving
+        if (worker.blamed or unasked) and worker.template != agent.candidate:
+            self._failed(agent)
+        back = {run.id: run for run in worker.runs.values() if run.id in event.undelivered and not run.stopping}
+        for run in back.values():
+            self._take_back(agent, worker, run)
+        agent.waiting = {**back, **agent.waiting}
         for run in list(worker.runs.values()):
             self._leave(worker, run)
         return True
 
-    def _failed(self, agent: str) -> None:
-        self.agents[agent].failures.append(self.now)
+    def _take_back(self, agent: AgentRecord, worker: WorkerRecord, run: RunRecord) -> None:
+        """The run never began: it is as if it had not been handed over."""
+        del worker.runs[run.id]
+        session = agent.session_of(run)
+        if session is not None and run.session is not None:
+            del session.running[run.id]
+            if not session.turns and not session.running:
+                del agent.sessions[run.session]
+        run.state, run.worker, run.context, run.standing = "waiting", None, None, None
+
+    def _failed(self, agent: AgentRecord) -> None:
+        """Something of the agent has died, and it is the agent's own fault."""
+        agent.failures = [*agent.failures, self.now][-INTENSITY:]
+        often = len(agent.failures) == INTENSITY and self.now - agent.failures[0] <= WINDOW_S
+        if often and agent.quarantined_until is None:
+            agent.quarantined_until = self.now + QUARANTINE_S
 
     def _run_requested(self, event: ev.RunRequested) -> bool:
         if event.run in self.runs:
@@ -165,6 +197,10 @@ class Account:
 
     def _time_passed(self, event: ev.TimePassed) -> bool:
         self.ticked = self.now
+        for agent in self.agents.values():
+            if agent.quarantined_until is not None and agent.quarantined_until <= self.now:
+                agent.quarantined_until = None
+                agent.failures.clear()
         return True
 
     def _retire(self, workers: list[WorkerRecord], drain_deadline: float | None) -> None:

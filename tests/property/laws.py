@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 from orpheusd.core import effects as ef
 from orpheusd.core import events as ev
-from orpheusd.core.restart import QUARANTINE_S
 from orpheusd.core.supervisor import Supervisor
 from tests.property.records import AgentRecord, RunRecord, hold
 from tests.property.witness import Witness
@@ -28,11 +27,13 @@ def check_laws(witness: Witness, supervisor: Supervisor, effects: list[ef.Effect
     for at, what in _deadlines(witness):
         if isinstance(witness.event, ev.TimePassed):
             hold(at > witness.now, f"{what} was due at {at}, and nothing has been done at {witness.now}")
-        hold(wake_up is not None and wake_up <= at, f"{what} is due at {at}, and the next wake-up is at {wake_up}")
+        hold(wake_up is not None and wake_up <= max(at, witness.now),
+             f"{what} is due at {at}, and the next wake-up is at {wake_up}")
 
 
 def _check_waiting(witness: Witness, agent: AgentRecord) -> None:
     """Nobody waits while a worker is free that may serve them, and nobody is passed over again and again."""
+    hold(not agent.waiting or agent.quarantined_until is None, f"{agent.id} is quarantined, and lets runs wait")
     for run in agent.heads():
         home = witness.home_of(agent, run)
         session = agent.session_of(run)
@@ -52,7 +53,7 @@ def _check_size(witness: Witness, agent: AgentRecord) -> None:
     trial = [w for w in staying if w.template == agent.candidate]
     most = agent.settings.max_workers
     hold(len(staying) - len(trial) <= most and len(trial) <= 1, f"{agent.id} has {len(staying)} workers of {most}")
-    if isinstance(witness.event, ev.RunRequested) and witness.event.run in agent.waiting:
+    if witness.known and isinstance(witness.event, ev.RunRequested) and witness.event.run in agent.waiting:
         run = agent.waiting[witness.event.run]
         mates = [other for other in agent.waiting.values() if other.lane == run.lane]
         hold(len(agent.waiting) <= agent.settings.queue_size, f"{len(agent.waiting)} runs wait")
@@ -86,7 +87,8 @@ def _check_sessions(witness: Witness, supervisor: Supervisor, agent: AgentRecord
         hold(own is not None, f"session {id} is known though it never ran")
         home = session.live_home.id if session.live_home is not None else None
         assert own is not None
-        hold(home == (own.home if own.home in witness.workers else None), f"the home of {id} is {own.home}, not {home}")
+        true_home = own.home if own.home in witness.workers else None
+        hold(home == true_home, f"the home of {id} is {true_home}, not {home}")
 
 
 def _deadlines(witness: Witness) -> Iterator[tuple[float, str]]:
@@ -114,14 +116,13 @@ def _deadlines_of(witness: Witness, agent: AgentRecord) -> Iterator[tuple[float,
     for run in agent.heads():
         session, home = agent.session_of(run), witness.home_of(agent, run)
         blocked = run.overlap != "allow" and session is not None and session.running
-        until = witness.impatient_at(agent, run, latest=True)
-        if home is not None and not blocked and _may_roam(run) and until > witness.now:
-            yield until, f"the patience of {run.id}"
+        if home is not None and not blocked and _may_roam(run) and witness.impatient_at(agent, run) > witness.now:
+            yield witness.impatient_at(agent, run, latest=True), f"the patience of {run.id}"
     for id, session in agent.sessions.items():
         if not agent.in_use(id):
             yield session.last_used + agent.settings.session_ttl_s, f"session {id}"
-    if agent.quarantined and agent.failures[-1] + QUARANTINE_S > witness.ticked:
-        yield agent.failures[-1] + QUARANTINE_S, f"the quarantine of {agent.id}"
+    if agent.quarantined_until is not None:
+        yield agent.quarantined_until, f"the quarantine of {agent.id}"
 
 
 def _may_roam(run: RunRecord) -> bool:

@@ -149,6 +149,13 @@ class Life(RuleBasedStateMachine):
         if dead := [p.id for p in [*self.templates, *self.workers] if p.state == "dead"]:
             self.world.exit(pick(dead, number))
 
+    @rule(number=NUMBERS, unread=st.integers(1, 3))
+    def dies_before_it_reads(self, number: int, unread: int) -> None:
+        """A worker is gone before it has read the last runs that it was handed."""
+        if busy := [worker for worker in self.workers if worker.runs]:
+            worker = pick(busy, number)
+            self.world.exit(worker.id, list(worker.runs)[-unread:])
+
     def _says(self, process: FakeTemplate | FakeWorker, how: str) -> None:
         template = isinstance(process, FakeTemplate)
         if how == "exit":

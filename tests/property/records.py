@@ -22,7 +22,8 @@ class TemplateRecord:
 
 @dataclass
 class WorkerRecord:
-    """`leaving`: it may have no more runs, because it was asked to go or its version was replaced."""
+    """`leaving`: it may have no more runs, because it was asked to go or its version was replaced. `blamed`: its
+    death will be its own fault, though it was killed."""
 
     id: str
     agent: str
@@ -31,6 +32,7 @@ class WorkerRecord:
     deadline: float | None
     state: str = "starting"  # or ready, stopping, killed
     leaving: bool = False
+    blamed: bool = False
     drain_deadline: float | None = None
     runs: dict[str, "RunRecord"] = field(default_factory=dict)
 
@@ -76,7 +78,8 @@ class SessionRecord:
 
 @dataclass
 class AgentRecord:
-    """`current` and `candidate` are ids of templates; `patiences` are all that its versions have had."""
+    """`current` and `candidate` are ids of templates; `patiences` are all that its versions have had; `failures` the
+    times of deaths that count against it."""
 
     id: str
     settings: Settings
@@ -88,7 +91,7 @@ class AgentRecord:
     sessions: dict[str, SessionRecord] = field(default_factory=dict)
     patiences: list[float] = field(default_factory=list)
     failures: list[float] = field(default_factory=list)
-    quarantined: bool = False
+    quarantined_until: float | None = None
 
     @property
     def exists(self) -> bool:

@@ -22,6 +22,8 @@ def read_story(lines: Iterable[str]) -> list[tuple[float, ev.Event]]:
             now, name, fields = told
             if "settings" in fields:
                 fields["settings"] = Settings(**fields["settings"])
+            if "undelivered" in fields:
+                fields["undelivered"] = frozenset(fields["undelivered"])
             steps.append((now, getattr(ev, name)(**fields)))
     return steps
 
@@ -32,4 +34,6 @@ def _fields(event: ev.Event) -> dict[str, Any]:
         defaults = Settings()._asdict()
         fields["settings"] = {key: value for key, value in fields["settings"]._asdict().items()
                               if value != defaults[key]}
+    if "undelivered" in fields:
+        fields["undelivered"] = sorted(fields["undelivered"])
     return {key: value for key, value in fields.items() if value is not None}

@@ -9,7 +9,6 @@ from typing import Any
 from orpheusd.core import effects as ef
 from orpheusd.core import events as ev
 from orpheusd.core.pool import KILL_RETRY_S, Policy
-from orpheusd.core.restart import INTENSITY, QUARANTINE_S, WINDOW_S
 from tests.property.account import Account
 from tests.property.records import AgentRecord, RunRecord, SessionRecord, TemplateRecord, WorkerRecord, hold
 
@@ -52,7 +51,7 @@ class Witness(Account):
             agent.settings = self.templates[template].settings
             agent.patiences.append(agent.settings.patience_s)
             agent.failures.clear()
-            agent.quarantined = False
+            agent.quarantined_until = None
             self._retire([w for w in self._workers_of(agent) if w.template != template], None)
         elif isinstance(effect, ef.VersionRefused):
             agent_or_none = self.agents.get(effect.agent)
@@ -99,8 +98,8 @@ class Witness(Account):
         due = template.deadline is not None and template.deadline <= self.now
         failed = isinstance(self.event, ev.TemplateFailed) and self.event.template == template.id
         hold(due or failed, f"{effect} without a cause")
-        if template.state == "starting":
-            self._failed(template.agent)
+        if due and template.state == "starting":
+            self.template_failed(template)
         template.state, template.deadline = "killed", self.now + KILL_RETRY_S
 
     def _fork_worker(self, effect: ef.ForkWorker) -> None:
@@ -130,6 +129,8 @@ class Witness(Account):
         not_wanted = worker.state == "starting" and worker.leaving
         disobeyed = any(run.kill_at is not None and run.kill_at <= self.now for run in worker.runs.values())
         hold(due or failed or not_wanted or disobeyed, f"{effect} without a cause")
+        if due and worker.state == "starting" and not worker.leaving:
+            worker.blamed = True
         worker.state, worker.deadline, worker.drain_deadline = "killed", self.now + KILL_RETRY_S, None
 
     def _dispatch(self, effect: ef.Dispatch) -> None:
@@ -147,7 +148,8 @@ class Witness(Account):
         self._count_overtaken(agent, run, worker)
         if run.session is not None:
             self._enter_session(agent, run, worker, effect)
-        run.state, run.worker, run.context, run.deadline = "started", worker.id, effect.context, self.now + run.timeout_s
+        run.state, run.worker, run.context = "started", worker.id, effect.context
+        run.deadline = self.now + run.timeout_s
         worker.runs[run.id] = run
         hold(effect.timeout_s == run.timeout_s, f"{effect} has another timeout than was asked for")
 
@@ -221,7 +223,8 @@ class Witness(Account):
         hold(effect.run not in self.answers, f"{effect.run} is answered twice")
         self.answers[effect.run] = effect
         hold((effect.worker, effect.context) == (run.worker, run.context), f"{effect} ran on {run.worker}")
-        hold(effect.duration_s >= 0 and (effect.code == "") == (effect.state == "completed"), f"{effect} makes no sense")
+        hold(effect.duration_s >= 0, f"{effect} took less than no time")
+        hold((effect.code == "") == (effect.state == "completed"), f"{effect} has the wrong code")
         if run.state == "ended":
             self._check_end(run, effect)
         else:
@@ -255,10 +258,10 @@ class Witness(Account):
         reasons = {
             ("cancelled", "cancelled"): interrupted or (isinstance(event, ev.CancelRequested) and event.run == run.id),
             ("expired", "timed-out"): isinstance(event, ev.TimePassed) and run.queue_deadline <= self.now,
-            ("rejected", "not-found"): agent is None or not agent.exists,
-            ("rejected", "draining"): going,
+            ("rejected", "not-found"): agent is None or agent.current is None,
+            ("rejected", "draining"): going or (agent is not None and not agent.exists),
             ("rejected", "quarantined"):
-                effect.code == "quarantined" and agent is not None and self._may_be_quarantined(agent),
+                agent is not None and agent.quarantined_until is not None,
             ("rejected", "session-busy"):
                 asked_now and run.overlap == "reject" and bool(mates or (session and session.running)),
             ("rejected", "overloaded"):
@@ -269,12 +272,6 @@ class Witness(Account):
                 run.warm and session is not None and session.home not in self.workers,
         }  # fmt: skip
         hold(reasons.get((effect.state, effect.code)), f"{effect} without a cause")
-
-    def _may_be_quarantined(self, agent: AgentRecord) -> bool:
-        agent.quarantined = True
-        last = agent.failures[-1] if agent.failures else 0.0
-        recent = [at for at in agent.failures if at >= last - WINDOW_S]
-        return len(recent) >= INTENSITY and self.ticked < last + QUARANTINE_S
 
     def _version_promoted(self, effect: ef.VersionPromoted) -> None:
         hold(self.verdicts.get(effect.request, "") is None, f"{effect} answers nothing")

@@ -3,7 +3,8 @@
 Every step is checked: the core's invariants, the orders against the processes there are, the witness, the laws.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from orpheusd.core import effects as ef
 from orpheusd.core import events as ev
@@ -40,8 +41,11 @@ class World:
 
     def tell(self, event: ev.Event) -> list[ef.Effect]:
         """One event, everything it leads to, and every check there is. The effects are kept in `effects` too."""
+        again = isinstance(event, ev.TimePassed) and self.story[-1:] == [(self.now, event)]
+        self._wake_ups = self._wake_ups + 1 if again else 0
         self.story.append((self.now, event))
-        try:
+        with self._story_told():
+            hold(self._wake_ups < MOST_WAKE_UPS, "the core asks to be woken at one moment for ever")
             self.processes.reported(event)
             self.effects = self.supervisor.handle(event, self.now)
             check(self.supervisor)
@@ -49,11 +53,18 @@ class World:
                 self.processes.carry_out(effect)
             self.witness.saw(event, self.effects, self.now)
             check_laws(self.witness, self.supervisor, self.effects)
-        except Exception as error:
-            self.broken = True
-            error.add_note("The story, for tests/replay:\n" + story_of(self.story))
-            raise
         return self.effects
+
+    @contextmanager
+    def _story_told(self) -> Iterator[None]:
+        """Whatever goes wrong inside is told with its story, once."""
+        try:
+            yield
+        except Exception as error:
+            if not self.broken:
+                error.add_note("The story, for tests/replay:\n" + story_of(self.story))
+            self.broken = True
+            raise
 
     # Callers
 
@@ -106,7 +117,8 @@ class World:
 
     def ready_workers(self, agent: str) -> list[str]:
         """The workers that may have new runs."""
-        return [w.id for w in self.witness.workers.values() if w.agent == agent and w.state == "ready" and not w.leaving]
+        workers = [worker for worker in self.witness.workers.values() if worker.agent == agent]
+        return [worker.id for worker in workers if worker.state == "ready" and not worker.leaving]
 
     # Processes
 
@@ -119,9 +131,12 @@ class World:
         """A template or a worker has started."""
         self.tell(ev.TemplateReady(id) if id in self.processes.templates else ev.WorkerReady(id))
 
-    def exit(self, id: str, cause: str = "signal 9") -> None:
+    def exit(self, id: str, undelivered: Iterable[str] = ()) -> None:
         """A process is dead, and its death is told. A template's workers die with it, and wait to be told."""
-        self.tell(ev.TemplateExited(id, cause) if id in self.processes.templates else ev.WorkerExited(id, cause))
+        if id in self.processes.templates:
+            self.tell(ev.TemplateExited(id, "signal 9"))
+        else:
+            self.tell(ev.WorkerExited(id, "signal 9", frozenset(undelivered)))
 
     def die(self, id: str) -> None:
         """A process dies, and nobody has noticed yet."""
@@ -155,8 +170,6 @@ class World:
         """The timer fires, exactly when it should."""
         deadline = self.supervisor.next_deadline()
         if deadline is not None:
-            self._wake_ups = self._wake_ups + 1 if deadline <= self.now else 0
-            hold(self._wake_ups < MOST_WAKE_UPS, "the core asks to be woken at one moment for ever")
             self.now = max(self.now, deadline)
             self.tell(ev.TimePassed())
 
@@ -190,6 +203,10 @@ class World:
         """Let everything calm down, see that everything has been answered and still works, and shut down."""
         if self.broken:
             return
+        with self._story_told():
+            self._close()
+
+    def _close(self) -> None:
         if not self.witness.stopping:
             self.calm()
             self._check_calm()

@@ -73,9 +73,9 @@ def test_what_the_table_does_not_allow_is_refused_at_both_ends(type: str, sender
     role = Role.WORKER if sender is Role.SUPERVISOR else sender
     ours, theirs = joined(role, state)
     speaker, listener = (ours, theirs) if sender is Role.SUPERVISOR else (theirs, ours)
-    with pytest.raises(ProtocolViolation, match="^we said"):
+    with pytest.raises(ProtocolViolation, match=r"^we said"):
         speaker.send(type, fields_of(type), b"{}")
-    with pytest.raises(ProtocolViolation, match="^the peer said|^the first message"):
+    with pytest.raises(ProtocolViolation, match=r"^the peer said|^the first message"):
         listener.receive(dumps({"type": type, **fields_of(type)}) + b"\n{}\n")
 
 
@@ -110,7 +110,7 @@ def test_fields_must_be_the_tables(type: str, wrong: str) -> None:
 ])
 def test_a_line_that_is_no_message_is_the_peers_fault(line: bytes) -> None:
     ours = link(Role.SUPERVISOR, 1 << 20)
-    with pytest.raises(ProtocolViolation, match="the peer|the first message"):
+    with pytest.raises(ProtocolViolation, match=r"the peer|the first message"):
         ours.receive(line + b"\n")
 
 

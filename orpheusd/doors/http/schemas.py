@@ -6,7 +6,7 @@ Data for /openapi.json. Answers may gain fields; the ones named here stay.
 from typing import Any
 
 from orpheusd.errors import CODES
-from orpheusd.operations import KINDS
+from orpheusd.operations import KINDS, RUN_STATES
 
 Schema = dict[str, Any]
 
@@ -47,12 +47,23 @@ _WORKER = record(id=STRING, version=COUNT, state=STRING, busy=ANY, sessions=COUN
 _AGENT = {"name": AGENT_NAME, "version": COUNT, "state": STRING, "min": COUNT, "max": COUNT, "sessions": COUNT,
           "queue": COUNT, "runs": COUNT}
 
+_LOGGED = record(
+    seq=COUNT, run_id=STRING, agent=STRING, session_id=optional(STRING), source=STRING, caller=STRING,
+    detached=BOOLEAN, queued_at=NUMBER, input_bytes=COUNT, input_truncated=BOOLEAN, version=optional(COUNT),
+    worker_id=optional(STRING), context=optional(STRING), turn=optional(COUNT), started_at=optional(NUMBER),
+    state={"enum": list(RUN_STATES)}, code=optional(STRING), ended_at=optional(NUMBER), duration_ms=optional(NUMBER),
+    result_bytes=COUNT, result_truncated=BOOLEAN, error_type=optional(STRING), error_message=optional(STRING),
+    exit_cause=optional(STRING))
+
 #: By the name of the operation. `metrics` is text and has none.
 RESULTS: dict[str, Schema] = {
     "run": record(
         request_id=STRING, result=ANY, duration_ms=NUMBER, worker_id=STRING,
         session=optional(record(id=SESSION_ID, context={"enum": CONTEXTS}, turn=COUNT))),
     "run.cancel": record(run_id=STRING, cancelled=BOOLEAN),
+    "run.list": record(runs=array(_LOGGED)),
+    "run.show": {"allOf": [_LOGGED, record(
+        traceback=optional(STRING), damaged=BOOLEAN, input=ANY, result=ANY)]},
     "agent.list": record(agents=array(record(workers=COUNT, **_AGENT))),
     "agent.show": record(workers=array(_WORKER), handler=optional(STRING), isolation=STRING, deployed_at=ANY,
                          settings={"type": "object"}, **_AGENT),
@@ -68,7 +79,7 @@ RESULTS: dict[str, Schema] = {
     "status": record(version=STRING, pid=COUNT, uptime_s=NUMBER, isolation=STRING, isolation_reason=optional(STRING),
                      state_dir=STRING, runtime_dir=STRING, http=optional(STRING), agents=COUNT, workers=COUNT,
                      ready=BOOLEAN),
-    "health": record(status={"const": "ok"}, uptime_s=NUMBER, agents=COUNT, workers=COUNT),
+    "health": record(status={"enum": ["ok", "draining"]}, uptime_s=NUMBER, agents=COUNT, workers=COUNT),
 }
 
 ERROR: Schema = {

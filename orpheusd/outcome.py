@@ -1,0 +1,23 @@
+"""How a run ended, on its way from the engine to whoever asked and to the run log."""
+
+from typing import Any, NamedTuple
+
+
+class Outcome(NamedTuple):
+    """`result` is the handler's, as JSON, when `code` is ""; else `error` has what the worker told of it.
+
+    `cause` is how the worker died, when that ended the run.
+    """
+
+    run_id: str
+    state: str
+    code: str
+    message: str
+    result: bytes
+    error: dict[str, Any]
+    worker_id: str | None
+    session_id: str | None
+    context: str | None
+    turn: int
+    duration_ms: float
+    cause: str
