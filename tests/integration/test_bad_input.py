@@ -57,7 +57,7 @@ def test_a_broken_redeploy_leaves_the_old_version_serving(daemon: Daemon, tmp_pa
     daemon.deploy(folder)
     home = daemon.call("run", agent="steady", input={}, session_id="s")["worker_id"]
     write_agent(folder, "1/0\n")
-    with pytest.raises(OrpheusError, match="ZeroDivisionError.*still does"):
+    with pytest.raises(OrpheusError, match=r"ZeroDivisionError.*still does"):
         daemon.deploy(folder)
     answer = daemon.call("run", agent="steady", input={}, session_id="s")
     assert (answer["result"], answer["worker_id"], answer["session"]["context"]) == (1, home, "warm")
@@ -144,7 +144,7 @@ MISBEHAVIOUR = [
 
 
 @pytest.mark.parametrize(("do", "code"), MISBEHAVIOUR)
-def test_a_handler_that_misbehaves_is_told_the_same_at_both_doors(daemon: Daemon, echo: str, do: str, code: str) -> None:
+def test_misbehaviour_is_told_the_same_at_both_doors(daemon: Daemon, echo: str, do: str, code: str) -> None:
     with daemon.connect(timeout_s=20) as control:
         if code:
             with pytest.raises(OrpheusError) as refused:
@@ -204,9 +204,9 @@ def test_uploads_that_are_no_bundles_are_refused(daemon: Daemon, tmp_path: Path)
 
 def test_frames_that_are_no_requests_are_refused(daemon: Daemon) -> None:
     with daemon.connect() as control:
-        for frame in (b"nonsense\n", b"[]\n", b'{"jsonrpc":"2.0","id":1}\n', b'{"jsonrpc":"2.0","id":2,"method":"no.such"}\n',
-                      b'{"jsonrpc":"2.0","id":3,"method":"run","params":[]}\n'):
-            control.socket.sendall(frame)
+        for frame in (b"nonsense", b"[]", b'{"jsonrpc":"2.0","id":1}', b'{"jsonrpc":"2.0","id":2,"method":"no.such"}',
+                      b'{"jsonrpc":"2.0","id":3,"method":"run","params":[]}'):
+            control.socket.sendall(frame + b"\n")
             answer = control.receive()
             assert answer["error"]["data"]["code"] == "invalid-request", answer
             assert json.dumps(answer)

@@ -1,6 +1,5 @@
 """Deploying, running and undeploying again and again leaves nothing behind."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +19,7 @@ def holdings(daemon: Daemon) -> dict[str, object]:
         "processes": sorted(child.name() for child in process.children(recursive=True)),
         "descriptors": process.num_fds(),
         "mounts": len(Path(f"/proc/{daemon.pid}/mountinfo").read_text().splitlines()),
-        "files": [sorted(os.listdir(place)) for place in places],
+        "files": [sorted(path.name for path in place.iterdir()) for place in places],
     }
 
 

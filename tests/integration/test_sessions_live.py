@@ -105,8 +105,8 @@ def test_a_killed_worker_is_told_as_lost(daemon: Daemon, tmp_path: Path) -> None
         first = control.call("run", agent="mourns", input={}, session_id="a")
         other = control.call("run", agent="mourns", input={}, session_id="b")
         assert first["worker_id"] != other["worker_id"], "sessions spread over idle workers"
-        pid = {row["id"]: row["pid"] for row in daemon.call("agent.show", agent="mourns")["workers"]}[first["worker_id"]]
-        os.kill(pid, signal.SIGKILL)
+        pids = {row["id"]: row["pid"] for row in daemon.call("agent.show", agent="mourns")["workers"]}
+        os.kill(pids[first["worker_id"]], signal.SIGKILL)
         again = control.call("run", agent="mourns", input={}, session_id="a")
         assert again["session"]["context"] == "lost"
         assert again["worker_id"] != first["worker_id"]
@@ -115,7 +115,7 @@ def test_a_killed_worker_is_told_as_lost(daemon: Daemon, tmp_path: Path) -> None
         same = control.call("run", agent="mourns", input={}, session_id="b")
         assert same["session"]["context"] == "warm"
         assert same["worker_id"] == other["worker_id"]
-    eventually(lambda: daemon.call("agent.stats", agent="mourns")["workers"]["healthy"] == 2, what="the slot is refilled")
+    eventually(lambda: daemon.call("agent.stats", agent="mourns")["workers"]["healthy"] == 2, what="a refilled slot")
 
 
 def test_both_doors_reach_one_session(daemon: Daemon, tmp_path: Path) -> None:
