@@ -171,24 +171,30 @@ OPERATIONS: tuple[Operation, ...] = (
 
 BY_NAME: dict[str, Operation] = {operation.name: operation for operation in OPERATIONS}
 
+#: Of each operation: its parameters by name, the defaults of the optional ones, the names of the others.
+_FORMS: dict[str, tuple[dict[str, Param], dict[str, Any], frozenset[str]]] = {
+    operation.name: (
+        {param.name: param for param in operation.params},
+        {param.name: param.default for param in operation.params if not param.required},
+        frozenset(param.name for param in operation.params if param.required))
+    for operation in OPERATIONS
+}
+
 
 def check_params(operation: Operation, given: Mapping[str, Any]) -> dict[str, Any]:
     """`given` with defaults filled in. Raises OrpheusError(invalid-request) that names what is wrong."""
-    checked: dict[str, Any] = {}
-    known = 0
-    for param in operation.params:
-        if param.name in given:
-            known += 1
-            value = given[param.name]
-            if value is not None or param.kind == "json":
-                _check_value(operation, param, value)
-                checked[param.name] = value
-                continue
-        if param.required:
-            raise _wrong(operation, f"needs `{param.name}` ({KINDS[param.kind].says})")
-        checked[param.name] = param.default
-    if known != len(given):
-        _refuse_unknown(operation, given)
+    params, defaults, required = _FORMS[operation.name]
+    checked = defaults.copy()
+    for name, value in given.items():
+        param = params.get(name)
+        if param is None:
+            raise _unknown(operation, name)
+        if value is not None or param.kind == "json":
+            _check_value(operation, param, value)
+            checked[name] = value
+    if not required <= checked.keys():
+        missing = next(param for param in operation.params if param.required and param.name not in checked)
+        raise _wrong(operation, f"needs `{missing.name}` ({KINDS[missing.kind].says})")
     return checked
 
 
@@ -206,13 +212,10 @@ def _check_value(operation: Operation, param: Param, value: Any) -> None:
         raise _wrong(operation, f"`{param.name}` must be one of {', '.join(param.choices)}")
 
 
-def _refuse_unknown(operation: Operation, given: Mapping[str, Any]) -> None:
-    names = [param.name for param in operation.params]
-    for name in given:
-        if name not in names:
-            near = difflib.get_close_matches(str(name), names, n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else ""
-            raise _wrong(operation, f"has no parameter `{str(name)[:40]}`{hint}")
+def _unknown(operation: Operation, name: object) -> OrpheusError:
+    near = difflib.get_close_matches(str(name), [param.name for param in operation.params], n=1)
+    hint = f"; did you mean `{near[0]}`?" if near else ""
+    return _wrong(operation, f"has no parameter `{str(name)[:40]}`{hint}")
 
 
 def _wrong(operation: Operation, what: str) -> OrpheusError:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 class ProcessState(Enum):
     """How far a worker or a template has come in its life."""
 
+    __hash__ = object.__hash__  # members are single; Enum's own hash is Python code on the hot path
+
     STARTING = "starting"
     READY = "ready"
     DRAINING = "draining"

@@ -24,6 +24,8 @@ FRAME_LIMIT_BYTES = 9 * 1024 * 1024
 class Role(Enum):
     """Who sits at an end of a link."""
 
+    __hash__ = object.__hash__  # members are single; Enum's own hash is Python code on the hot path
+
     SUPERVISOR = "supervisor"
     TEMPLATE = "template"
     WORKER = "worker"
@@ -31,6 +33,8 @@ class Role(Enum):
 
 class LinkState(Enum):
     """How far the conversation has come. Both ends compute it from the messages alone."""
+
+    __hash__ = object.__hash__  # members are single; Enum's own hash is Python code on the hot path
 
     CONNECTED = "connected"  # nothing said yet
     STARTING = "starting"  # hello was said
