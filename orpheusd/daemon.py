@@ -23,6 +23,7 @@ from orpheusd.errors import OrpheusError
 from orpheusd.logs import AgentLogs
 from orpheusd.process.sandbox import detect, find_interpreter, make_lib_dir
 from orpheusd.recorder import Recorder
+from orpheusd.remembered import Remembered
 from orpheusd.runlog.settings import Settings
 from orpheusd.service import Service
 
@@ -69,12 +70,13 @@ class Daemon:
         store.prepare()
         self._logs = AgentLogs(config.state_dir / "logs")
         self._recorder = Recorder(config.state_dir / "runs.db", Settings(durability=config.durability))
+        self._remembered = Remembered(config.state_dir / "sessions.db", store.forget_session_state)
         self._engine = Engine(
             config.runtime_dir, self._isolation, find_interpreter(), lib,
             Policy(config.start_timeout_s, config.grace_s, config.stop_timeout_s), secrets.token_hex(3),
-            self._recorder, self._log_line, lambda who, text: log.warning("%s: %s", who, text),
+            self._recorder, self._remembered, self._log_line, lambda who, text: log.warning("%s: %s", who, text),
             config.debug)  # fmt: skip
-        self._deployments = Deployments(store, self._engine, config, self._isolation)
+        self._deployments = Deployments(store, self._engine, config, self._isolation, self._remembered)
         service = Service(config, self._isolation, self._engine, self._deployments, store, self._logs, self._recorder)
         self._control = ControlDoor(service, config.admin_group)
         self._fronts = FrontDoors(self._control, self._http, config.http_doors) if self._http is not None else None
@@ -112,6 +114,7 @@ class Daemon:
             self._monitor.cancel()
         config.control_socket.unlink(missing_ok=True)
         self._logs.close()
+        self._remembered.close()
         self._recorder.close(config.stop_timeout_s)
         log.info("stopped")
 

@@ -22,6 +22,7 @@ from orpheusd.errors import OrpheusError
 from orpheusd.operations import RESULT_LIMIT_BYTES
 from orpheusd.process.processes import Plan
 from orpheusd.process.sandbox import Isolation
+from orpheusd.remembered import Remembered
 
 Step = Callable[[str, str, str], None]
 
@@ -34,12 +35,15 @@ NO_WALLS = (
 class Deployments:
     """Invariant: an agent has at most one change under way, and `deployed` holds the current version of each."""
 
-    def __init__(self, store: VersionStore, engine: Engine, config: Config, isolation: Isolation) -> None:
+    def __init__(
+        self, store: VersionStore, engine: Engine, config: Config, isolation: Isolation, remembered: Remembered
+    ) -> None:
         self.deployed: dict[str, StoredVersion] = {}
         self._store = store
         self._engine = engine
         self._config = config
         self._isolation = isolation
+        self._remembered = remembered
         self._changing: set[str] = set()
 
     def load_all(self) -> list[str]:
@@ -48,7 +52,9 @@ class Deployments:
         for version in listing.versions:
             self.deployed[version.name] = version
             self._plan(version)
-            self._engine.feed(ev.AgentLoaded(version.name, version.number, settings_of(version.manifest)))
+            settings = settings_of(version.manifest)
+            sessions = self._remembered.load(version.name, settings.session_ttl_s, settings.session_max)
+            self._engine.feed(ev.AgentLoaded(version.name, version.number, settings, tuple(sessions)))
         return listing.problems
 
     async def inspect(self, upload_id: str) -> dict[str, Any]:
@@ -107,6 +113,7 @@ class Deployments:
             del self.deployed[name]
             for key in [key for key in self._engine.plans if key[0] == name]:
                 del self._engine.plans[key]
+            self._remembered.forget_agent(name)
             await asyncio.to_thread(self._store.remove_agent, name, purge)
         return {"name": name, "purged": purge}
 

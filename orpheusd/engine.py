@@ -26,6 +26,7 @@ from orpheusd.outcome import Outcome
 from orpheusd.process.processes import Plan, Processes, Sinks
 from orpheusd.process.sandbox import Interpreter, Isolation, RuntimeLib
 from orpheusd.recorder import Recorder
+from orpheusd.remembered import Remembered
 from orpheusd.wire.worker import ENDED_STATES, Message
 
 
@@ -60,6 +61,7 @@ class Engine:
         policy: Policy,
         boot_id: str,
         recorder: Recorder,
+        remembered: Remembered,
         on_log: Callable[[str, dict[str, Any]], None],
         on_note: Callable[[str, str], None],
         debug: bool = False,
@@ -73,6 +75,7 @@ class Engine:
         self.stopped = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._recorder = recorder
+        self._remembered = remembered
         self._on_log = on_log
         self._debug = debug
         self._verdicts: dict[str, asyncio.Future[Verdict]] = {}
@@ -91,7 +94,7 @@ class Engine:
             ef.StopWorker: lambda effect: self.processes.stop(effect.worker),
             ef.KillWorker: lambda effect: self.processes.kill(effect.worker),
             ef.CancelRun: lambda effect: self.processes.cancel(effect.worker, effect.run, effect.reason),
-            ef.EndSession: lambda effect: self.processes.end_session(effect.worker, effect.session, effect.reason),
+            ef.EndSession: self._end_session,
             ef.VersionPromoted: lambda effect: self._decide(effect.request, ""),
             ef.VersionRefused: lambda effect: self._decide(effect.request, effect.message),
             ef.AgentRemoved: lambda effect: self._decide(effect.request, ""),
@@ -178,8 +181,15 @@ class Engine:
             effect.run, effect.state, effect.code, text, b"" if effect.code else said, error, effect.worker,
             effect.session, effect.context, effect.turn, round(effect.duration_s * 1000, 3), effect.cause)
         self._recorder.ended(outcome)
+        if effect.session is not None and effect.context is not None:
+            self._remembered.seen(effect.agent, effect.session, effect.turn)
         if pending is not None:
             pending.on_outcome(outcome)
+
+    def _end_session(self, effect: ef.EndSession) -> None:
+        self._remembered.ended(effect.agent, effect.session)
+        if effect.worker is not None:
+            self.processes.end_session(effect.worker, effect.session, effect.reason)
 
     def _decide(self, request: str, error: str) -> None:
         future = self._verdicts.get(request)
@@ -192,7 +202,8 @@ class Engine:
         message = _believable(message)
         fields = message.fields
         self._ended_message = message
-        self.feed(ev.RunEnded(worker_id, fields["run_id"], fields["state"], fields["code"]))
+        restored = fields["context"] == "restored"
+        self.feed(ev.RunEnded(worker_id, fields["run_id"], fields["state"], fields["code"], restored))
         self._ended_message = None
 
     def _output(self, worker_id: str, message: Message) -> None:

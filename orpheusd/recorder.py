@@ -33,6 +33,9 @@ class Recorder:
     def __init__(self, path: Path, settings: Settings) -> None:
         self._log = RunLog.open(path, settings, lambda _run_ids: None, _failed)
         self._queries = RunQueries(path)
+        damage = self._log.health()["damage"]
+        if damage is not None:
+            log.critical("the run log was damaged and put aside; a new one has begun: %s", damage)
         self._settle_unfinished()
 
     def accepted(
@@ -40,7 +43,7 @@ class Recorder:
     ) -> None:
         """Raises OrpheusError(overloaded) when the log takes nothing now: what cannot be recorded is not executed."""
         if not self._log.queued(Queued(run_id, agent, session_id, source, caller, time.time(), input)):
-            problem = self._log.health()["problem"] or "the disk does not keep up"
+            problem = self._log.problem or "the disk does not keep up"
             raise OrpheusError("overloaded", f"runs cannot be recorded now ({problem}), so none is started; "
                                              "`orpheusctl status` says more")
 

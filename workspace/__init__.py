@@ -7,6 +7,11 @@ attributes of `run` are None. It refuses to know how a worker runs a handler.
 
 from workspace.current import Cancelled, TimedOut, emit, run
 from workspace.files import load, path, save
+from workspace.hooks import on_session_end, on_start
 from workspace.locks import lock
+from workspace.memory import NoSession, SessionConflict, SessionTooLarge, session
 
-__all__ = ["Cancelled", "TimedOut", "emit", "load", "lock", "path", "run", "save"]
+__all__ = [
+    "Cancelled", "NoSession", "SessionConflict", "SessionTooLarge", "TimedOut", "emit", "load", "lock",
+    "on_session_end", "on_start", "path", "run", "save", "session",
+]  # fmt: skip

@@ -16,7 +16,10 @@ UNBOUND_ROOT = "workspace-data"
 
 @dataclass(frozen=True)
 class ActiveRun:
-    """The facts of one run, as its handler may see them. `emit` takes one piece of output."""
+    """The facts of one run, as its handler may see them. `emit` takes one piece of output.
+
+    `state` is the run's copy of its session's dict (`workspace.memory.State`), None without a session.
+    """
 
     id: str
     agent: str
@@ -27,6 +30,7 @@ class ActiveRun:
     deadline: float | None
     deadline_monotonic_s: float | None
     emit: Callable[[Any], None]
+    state: Any = None
 
 
 #: The run that this task or thread works for. A context variable, so that runs which share a worker never mix.

@@ -76,7 +76,7 @@ class CurrentRun:
 
     @property
     def turn(self) -> int | None:
-        """How many runs of this session have finished before this one."""
+        """Which run of its session this is, counted from 1 over those that have finished; 0 without a session."""
         active = _runtime.active.get()
         return active.turn if active else None
 

@@ -38,7 +38,12 @@ def save(file: str | os.PathLike[str], value: Any) -> Path:
     Raises TypeError or ValueError when the suffix of `file` does not fit `value`; the file is then untouched.
     """
     target = path(file)
-    data = _encode(target, value)
+    write_whole(target, _encode(target, value))
+    return target
+
+
+def write_whole(target: Path, data: bytes) -> None:
+    """Replace the content of `target` atomically and durably."""
     temporary = target.with_name(f".orpheus-{os.urandom(8).hex()}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
@@ -51,7 +56,6 @@ def save(file: str | os.PathLike[str], value: Any) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     _sync_directory(target.parent)
-    return target
 
 
 def load(file: str | os.PathLike[str], default: Any = _REQUIRED) -> Any:

@@ -1,7 +1,8 @@
 """Named locks that every worker of an agent shares, and every thread and task in them.
 
 A lock is an flock on a file in the workspace's `.locks`: the kernel lets it go when its holder dies. It knows
-nothing of what the lock protects, is not re-entrant, and keeps no order among those who wait.
+nothing of what the lock protects, is not re-entrant, and keeps no order among those who wait. Who deletes `.locks`
+while a lock is held lets the next one in.
 """
 
 import fcntl

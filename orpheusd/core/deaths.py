@@ -20,7 +20,7 @@ def mourn(
     router: Router, agent: "Agent", worker: Worker, cause: str, undelivered: frozenset[str], now: float
 ) -> None:
     """`worker` has exited. Each of its runs waits again or is resolved, and its sessions are homeless."""
-    for run in [run for run in worker.runs.values() if run.id in undelivered and not run.stopping]:
+    for run in [run for run in reversed(worker.runs.values()) if run.id in undelivered and not run.stopping]:
         router.take_back(agent, run)
     resolve_lost(router, agent, worker, cause, now)
     router.home_died(agent, worker, now)

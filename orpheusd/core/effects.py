@@ -56,11 +56,15 @@ class CancelRun(NamedTuple):
 
 
 class EndSession(NamedTuple):
-    """Tell the home that a session is over; `reason` is `ttl`, `evicted` or `ended`."""
+    """A session is over: tell its home, if that lives (`worker` is None if not), and remember it no more.
 
-    worker: str
+    `reason` is `ttl`, `evicted` or `ended`.
+    """
+
+    worker: str | None
     session: str
     reason: str
+    agent: str
 
 
 class Resolve(NamedTuple):
@@ -78,7 +82,8 @@ class Resolve(NamedTuple):
     context: str | None
     turn: int
     duration_s: float
-    cause: str = ""
+    cause: str
+    agent: str
 
 
 class VersionPromoted(NamedTuple):

@@ -10,11 +10,15 @@ from orpheusd.core.agent import Settings
 
 
 class AgentLoaded(NamedTuple):
-    """A version that was current when the daemon last ran was found on disk at start."""
+    """A version that was current when the daemon last ran was found on disk at start.
+
+    `sessions` are those that were seen then, least recently used first: id, runs finished, seconds since the last.
+    """
 
     agent: str
     version: int
     settings: Settings
+    sessions: tuple[tuple[str, int, float], ...] = ()
 
 
 class VersionStaged(NamedTuple):
@@ -98,12 +102,16 @@ class RunRequested(NamedTuple):
 
 
 class RunEnded(NamedTuple):
-    """The worker says that a run is over. `state` is a key of `wire.worker.ENDED_STATES`."""
+    """The worker says that a run is over. `state` is a key of `wire.worker.ENDED_STATES`.
+
+    `restored`: the session had lost its home, and its saved state was found.
+    """
 
     worker: str
     run: str
     state: str
     code: str
+    restored: bool = False
 
 
 class CancelRequested(NamedTuple):

@@ -372,7 +372,8 @@ class Pool:
             self._deadlines.arm(agent, agent.quarantined_until)
 
     def _refuse_waiting(self, agent: Agent, code: str, message: str, now: float) -> None:
-        for run in list(agent.waiting.values()):
+        # the last first, so that none of them takes the place of another meanwhile
+        for run in reversed(list(agent.waiting.values())):
             self._router.withdraw(agent, run, RunState.REJECTED, code, message, now)
 
     def _overdue(self, agent: Agent, worker: Worker, now: float) -> None:

@@ -25,15 +25,17 @@ if TYPE_CHECKING:
     from orpheusd.core.agent import Agent
 
 EXCLUSIVE = ("queue", "interrupt")
+COLD = "the session's memory is gone and `require: warm` was asked for"
 
 
 class Lane:
     """Runs of one session that wait, or one run without a session.
 
-    Invariant: not empty while the agent knows it. `ticket` orders lanes by the time they took their place.
+    Invariant: not empty while the agent knows it. `ticket` orders lanes by the time they took their place. Patience
+    with the home does not begin before `patient_from`.
     """
 
-    __slots__ = ("agent", "home", "home_since", "key", "parked", "patience_at", "runs", "session", "ticket")
+    __slots__ = ("agent", "home", "key", "parked", "patience_at", "patient_from", "runs", "session", "ticket")
 
     def __init__(self, agent: "Agent", key: str, session: str | None) -> None:
         self.agent = agent
@@ -42,7 +44,7 @@ class Lane:
         self.runs: deque[Run] = deque()
         self.ticket = 0
         self.home: Worker | None = None
-        self.home_since = 0.0
+        self.patient_from = 0.0
         self.parked = False
         self.patience_at = 0.0
 
@@ -68,23 +70,27 @@ class Router:
         id = run.session
         lane = None if id is None else agent.lanes.get(id)
         session = None if id is None else agent.sessions.get(id)
-        if run.overlap != "allow" and (lane is not None or (session is not None and session.running)):
-            if run.overlap == "reject":
-                self.resolve(agent, run, RunState.REJECTED, "session-busy",
-                             "the session has a run in progress and `overlap: reject` was asked for", now)
+        busy = lane is not None or (session is not None and session.running > 0)
+        if busy and run.overlap == "reject":
+            self._refuse(agent, run, "session-busy",
+                         "the session has a run in progress and `overlap: reject` was asked for", now)
+            return
+        interrupts = busy and run.overlap == "interrupt"
+        if (lane is None or interrupts) and _cold(run, session):
+            self._refuse(agent, run, "context-not-warm", COLD, now)
+            return
+        if interrupts:
+            others = len(agent.waiting) - (len(lane.runs) if lane is not None else 0)
+            if others >= agent.settings.queue_size:
+                self._refuse_overload(agent, run, now)
                 return
-            if run.overlap == "interrupt":
-                self._interrupt(agent, run, lane, now)
-                lane = None
-        if lane is None:
-            if run.require_warm and session is not None and session.live_home is None:
-                self._refuse_cold(agent, run, now)
-                return
-            worker = self._worker_now(agent, run, session)
-            if worker is not None:
-                self._start(agent, run, worker, now)
-                return
-        self._wait(agent, run, lane, now)
+            self._interrupt(agent, run, lane, now)
+            lane = None
+        worker = self._worker_now(agent, run, session) if lane is None else None
+        if worker is not None:
+            self._start(agent, run, worker, now)
+        else:
+            self._wait(agent, run, lane, now)
 
     def freed(self, agent: "Agent", worker: Worker, now: float) -> None:
         """`worker` may have room for another run: serve the lanes that have waited longest for it."""
@@ -106,6 +112,7 @@ class Router:
             agent.sessions.finish(run.session, run.entry, now)
             lane = agent.lanes.get(run.session)
             if lane is not None and lane.parked:
+                lane.patient_from = now
                 self._place(agent, lane, now)
 
     def take_back(self, agent: "Agent", run: Run) -> None:
@@ -123,6 +130,7 @@ class Router:
         run.worker, run.entry, run.context = None, None, None
         agent.waiting[run.id] = run
         agent.waiting.move_to_end(run.id, last=False)
+        self._deadlines.arm(agent, run.queue_deadline)
         lane = agent.lanes.get(_key(run))
         if lane is None:
             lane = agent.lanes[_key(run)] = Lane(agent, _key(run), run.session)
@@ -133,7 +141,7 @@ class Router:
     def home_died(self, agent: "Agent", worker: Worker, now: float) -> None:
         """`worker` is dead: whoever waited for it may go elsewhere."""
         agent.sessions.home_died(worker)
-        lanes = [*self._taken_back, *(lane for lane in worker.lanes if lane not in self._taken_back)]
+        lanes = dict.fromkeys([*reversed(self._taken_back), *worker.lanes])
         self._taken_back.clear()
         for lane in lanes:
             self._unplace(agent, lane)
@@ -184,7 +192,8 @@ class Router:
             agent.contexts[run.context] += 1
         self._emit(Resolve(
             run.id, state.value, code, message, run.worker.id if run.worker else None, run.session, run.context,
-            run.entry.turns if run.entry else 0, now - (run.started_at if run.worker else run.queued_at), cause))
+            run.entry.turns if run.entry else 0, now - (run.started_at if run.worker else run.queued_at), cause,
+            agent.id))
 
     def evict(self, agent: "Agent", now: float) -> None:
         """End the sessions that are too many and not in use; what is left over waits for the next turn."""
@@ -195,9 +204,10 @@ class Router:
             self._deadlines.arm(agent, now)
 
     def end_session(self, agent: "Agent", id: str, reason: str) -> None:
+        if agent.sessions.get(id) is None:
+            return
         home = agent.sessions.end(id)
-        if home is not None:
-            self._emit(EndSession(home.id, id, reason))
+        self._emit(EndSession(home.id if home is not None else None, id, reason, agent.id))
 
     def _worker_now(self, agent: "Agent", run: Run, session: Session | None) -> Worker | None:
         """The worker on which a run that nobody waits before can start at once."""
@@ -224,13 +234,11 @@ class Router:
     def _wait(self, agent: "Agent", run: Run, lane: Lane | None, now: float) -> None:
         settings = agent.settings
         if len(agent.waiting) >= settings.queue_size:
-            self.resolve(agent, run, RunState.REJECTED, "overloaded",
-                         f"{settings.queue_size} runs of {agent.id} are waiting already; try again later", now)
+            self._refuse_overload(agent, run, now)
             return
         if lane is not None and len(lane.runs) >= settings.session_queue_size:
-            self.resolve(agent, run, RunState.REJECTED, "session-queue-full",
-                         f"{settings.session_queue_size} runs of this session are waiting already; try again later",
-                         now)
+            self._refuse(agent, run, "session-queue-full", f"{settings.session_queue_size} runs of this session are "
+                         "waiting already; try again later", now)
             return
         agent.waiting[run.id] = run
         self._deadlines.arm(agent, run.queue_deadline)
@@ -253,9 +261,9 @@ class Router:
                 lane.parked = True
                 return
             home = session.live_home if session is not None else None
-            if home is None and session is not None and run.require_warm:
+            if _cold(run, session):
                 self._pop_head(agent, lane)
-                self._refuse_cold(agent, run, now)
+                self._refuse(agent, run, "context-not-warm", COLD, now)
                 continue
             worker = self._best_idle(agent) if home is None else home
             if worker is None or not worker.open or worker.lanes or agent.rotation:
@@ -274,8 +282,8 @@ class Router:
         home.lanes[lane] = None
         run = lane.runs[0]
         if not run.waits_for_home:
-            lane.patience_at = max(run.queued_at, lane.home_since) + agent.settings.patience_s
-            if lane.patience_at <= now:
+            lane.patience_at = max(run.queued_at, lane.patient_from) + agent.settings.patience_s
+            if lane.patience_at <= now and not home.open:
                 self._roam(agent, lane, now)
             else:
                 self._deadlines.arm(lane, lane.patience_at)
@@ -315,7 +323,7 @@ class Router:
     def _session_began(self, agent: "Agent", lane: Lane | None, now: float) -> None:
         """A session has a home since now: its waiting runs have patience from here."""
         if lane is not None:
-            lane.home_since = now
+            lane.patient_from = now
         self._deadlines.arm(agent, now + agent.settings.session_ttl_s)
 
     def _interrupt(self, agent: "Agent", run: Run, lane: Lane | None, now: float) -> None:
@@ -324,12 +332,16 @@ class Router:
             for other in list(worker.runs.values()):
                 if other.session == run.session:
                     self.stop(other, "cancelled", now)
-        for other in list(lane.runs) if lane is not None else []:
+        # the last first, so that none of them takes the place of another meanwhile
+        for other in reversed(list(lane.runs)) if lane is not None else ():
             self.withdraw(agent, other, RunState.CANCELLED, "cancelled", "interrupted by a later run", now)
 
-    def _refuse_cold(self, agent: "Agent", run: Run, now: float) -> None:
-        self.resolve(agent, run, RunState.REJECTED, "context-not-warm",
-                     "the session's memory is gone and `require: warm` was asked for", now)
+    def _refuse(self, agent: "Agent", run: Run, code: str, message: str, now: float) -> None:
+        self.resolve(agent, run, RunState.REJECTED, code, message, now)
+
+    def _refuse_overload(self, agent: "Agent", run: Run, now: float) -> None:
+        self._refuse(agent, run, "overloaded",
+                     f"{agent.settings.queue_size} runs of {agent.id} are waiting already; try again later", now)
 
     def _pop_head(self, agent: "Agent", lane: Lane) -> Run:
         run = lane.runs.popleft()
@@ -348,6 +360,11 @@ class Router:
         agent.lanes.pop(lane.key, None)
         if lane.session is not None:
             agent.sessions.touch(lane.session, now)
+
+
+def _cold(run: Run, session: Session | None) -> bool:
+    """Whether the run wants memory that is gone."""
+    return run.require_warm and session is not None and session.live_home is None
 
 
 def _load(worker: Worker) -> tuple[int, int]:

@@ -103,6 +103,12 @@ class SessionMap:
         self.homeless += worker.sessions
         worker.sessions = 0
 
+    def remember(self, id: str, turns: int, last_used: float) -> None:
+        """A session of an earlier life of the daemon: its home is gone."""
+        session = self._by_id[id] = Session(last_used)
+        session.turns = turns
+        self.homeless += 1
+
     def end(self, id: str) -> Worker | None:
         """Forget the session. Returns its home when that lives and should hear of it."""
         session = self._by_id.pop(id, None)

@@ -81,8 +81,6 @@ class Supervisor:
         self._effects.append(effect)
 
     def _settle(self, agent: Agent, now: float) -> None:
-        if len(agent.sessions) > agent.settings.session_max:
-            self.router.evict(agent, now)
         if agent.unwanted or self.stopping:
             if self.pool.farewell(agent, now) and self.agents.get(agent.id) is agent:
                 del self.agents[agent.id]
@@ -91,6 +89,8 @@ class Supervisor:
                 self._emit(Stopped())
         else:
             self.pool.settle(agent, now)
+        if len(agent.sessions) > agent.settings.session_max:
+            self.router.evict(agent, now)
 
     # Runs
 
@@ -132,6 +132,8 @@ class Supervisor:
             return None
         agent = self.agents[run.agent]
         self.router.ended(agent, run, now)
+        if event.restored and run.context == "lost":
+            run.context = "restored"
         state = _RUN_STATE[event.state]
         self.router.resolve(agent, run, state, event.code, "", now)
         self.pool.run_ended(agent, worker, state is RunState.COMPLETED, now)
@@ -217,6 +219,9 @@ class Supervisor:
             self.ignored += 1
             return None
         agent = self.agents[event.agent] = Agent(event.agent, event.settings)
+        for id, turns, idle_s in event.sessions:
+            agent.sessions.remember(id, turns, now - idle_s)
+        self.deadlines.arm(agent, now)
         self.pool.load(agent, event.version, now)
         return agent
 
@@ -286,12 +291,12 @@ class Supervisor:
         """An agent's wake-up: runs that waited too long, sessions unused too long, a quarantine over."""
         if agent.state is AgentState.REMOVED:
             return
-        for run in list(agent.waiting.values()):
-            if run.queue_deadline > now:
-                self.deadlines.arm(agent, run.queue_deadline)
-                break
+        # the last first, so that none of them takes the place of another meanwhile
+        for run in [run for run in reversed(agent.waiting.values()) if run.queue_deadline <= now]:
             self.router.withdraw(agent, run, RunState.EXPIRED, "timed-out",
                                  f"no worker was free for it within {now - run.queued_at:.3g} s", now)
+        if agent.waiting:
+            self.deadlines.arm(agent, min(run.queue_deadline for run in agent.waiting.values()))
         ttl_s = agent.settings.session_ttl_s
         for id in agent.sessions.expired(ttl_s, now, agent.lanes):
             self.router.end_session(agent, id, "ttl")

@@ -71,6 +71,19 @@ def open_by_parts(root: int, path: str, flags: int, mode: int = 0) -> int:
         os.close(here)
 
 
+def unlink(directory: Path, folder: str, name: str) -> None:
+    """Removes the file `name` in `folder`, a path below `directory`. Raises OSError, also for any way out of it."""
+    root = os.open(directory, DIRECTORY)
+    try:
+        below = open_beneath(root, folder, DIRECTORY)
+        try:
+            os.unlink(name, dir_fd=below)
+        finally:
+            os.close(below)
+    finally:
+        os.close(root)
+
+
 def measure(path: Path, limit_entries: int = 1_000_000, limit_depth: int = 100) -> Measured:
     """Files and bytes below the directory `path`. A descriptor is open per level, hence `limit_depth`."""
     count = _Count(limit_entries)

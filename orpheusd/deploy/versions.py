@@ -9,6 +9,7 @@ the new. It starts no process and knows nothing of workers.
     venvs/  workspaces/NAME/  logs/NAME/  pip-cache/  tmp/ (emptied at start)
 """
 
+import hashlib
 import json
 import os
 import secrets
@@ -28,6 +29,9 @@ from orpheusd.operations import AGENT_NAME
 
 #: Versions kept beside the current one, to go back to.
 KEPT_VERSIONS = 5
+
+#: Where `workspace.session` saves, by the hash of the session id (see workspace/memory.py).
+SESSIONS_DIR = ".sessions"
 
 _DIRECTORIES = ("agents", "venvs", "workspaces", "logs", "pip-cache", "tmp")
 
@@ -222,6 +226,14 @@ class VersionStore:
             return beneath.empty(self.workspace_dir(name))
         except OSError as error:
             raise self._no_workspace(name, error) from error
+
+    def forget_session_state(self, name: str, session_id: str) -> None:
+        """Deletes what `workspace.session` has saved for a session; nothing happens when there is nothing."""
+        digest = hashlib.sha256(session_id.encode()).hexdigest()
+        try:
+            beneath.unlink(self.workspace_dir(name), f"{SESSIONS_DIR}/{digest[:2]}", f"{digest}.json")
+        except FileNotFoundError:
+            pass
 
     def _no_workspace(self, name: str, error: OSError) -> OrpheusError:
         if isinstance(error, FileNotFoundError):

@@ -55,6 +55,13 @@ class RunLog:
         return (self._writer.state is State.OPEN and not self._closed
                 and self._handover.room(self.settings.pending_changes, self.settings.pending_bytes))
 
+    @property
+    def problem(self) -> str:
+        """Why it is not `accepting`, in a few words, at no cost; "" when nothing is wrong."""
+        if self.accepting:
+            return ""
+        return self._writer.problem or ("it is closed" if self._closed else "the disk does not keep up")
+
     def queued(self, row: Queued) -> bool:
         """A run was accepted. False, and nothing is taken, while the log is not `accepting`: refuse the run."""
         if not self.accepting:

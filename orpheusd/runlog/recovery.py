@@ -147,11 +147,7 @@ def _begin(path: Path, damage: Damage | None) -> Recovered:
 
 def _put_aside(path: Path) -> str:
     """Rename the files of a damaged log, so that SQLite still finds its WAL beside it. Returns the new name."""
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    kept, number = path.with_name(f"{path.name}.damaged-{stamp}"), 1
-    taken = set(damaged_copies(path))
-    while kept.name in taken:
-        kept, number = path.with_name(f"{path.name}.damaged-{stamp}.{number}"), number + 1
+    kept = path.with_name(f"{path.name}.damaged-{_next_stamp(damaged_copies(path))}")
     for of in (place.mark_of, place.wal_of):
         if of(path).exists():
             of(path).rename(of(kept))
@@ -163,6 +159,13 @@ def _put_aside(path: Path) -> str:
             file.unlink(missing_ok=True)
     place.sync_folder(path.parent)
     return kept.name
+
+
+def _next_stamp(copies: list[str]) -> str:
+    """One that sorts after those of all copies, so that the newest is never taken for the oldest and deleted."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    newest, number = _age(copies[-1]) if copies else ("", 0)
+    return stamp if stamp > newest else f"{newest}.{number + 1}"
 
 
 def _files_of(path: Path) -> tuple[Path, ...]:

@@ -15,8 +15,9 @@ class Settings:
     durability: str = "os"
     #: A commit is one fsync; beyond this many rows sharing it saves nothing more.
     batch_rows: int = 256
-    #: How long the first change of a commit waits for others. Most runs end within it and are written once.
-    linger_s: float = 0.005
+    #: How long the first change of a commit waits for others, where nobody waits for the commit: each costs an fsync.
+    #: Most runs end within it and are written once.
+    linger_s: float = 0.05
     #: One commit's payload: more would hold several copies of it in memory for no gain.
     batch_bytes: int = 8 * 1024 * 1024
     #: Changes that may wait for the disk: about three seconds of the fastest traffic. Beyond, new runs are refused.

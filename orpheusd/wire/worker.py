@@ -102,8 +102,10 @@ MESSAGES: dict[str, Row] = {
         "a piece of output of a run that is still going on, counted from 0 (payload: the piece)"),
     "ended": Row(
         _WORKER, _READY,
-        {"run_id": _STR, "state": _STR, "code": _STR, "duration_us": _INT, "dropped_bytes": _INT}, True,
-        "a run is over (payload: the result when `state` is `completed`, else the error)"),
+        {"run_id": _STR, "state": _STR, "code": _STR, "duration_us": _INT, "dropped_bytes": _INT,
+         "context": _OPT_STR}, True,
+        "a run is over (payload: the result when `state` is `completed`, else the error); `context` is what the run "
+        "was told, or `restored` instead of `lost`"),
     "log": Row(
         _INSIDE, _ALIVE,
         {"worker_id": _STR, "run_id": _OPT_STR, "session_id": _OPT_STR, "stream": _STR, "text": _STR,
@@ -127,7 +129,7 @@ TRANSITIONS: dict[str, LinkState] = {
 #: The terminal states a worker may report for a run, with the error codes that go with each.
 ENDED_STATES: dict[str, tuple[str, ...]] = {
     "completed": ("",),
-    "failed": ("handler-failed", "unserialisable-result", "too-large", "invalid-request"),
+    "failed": ("handler-failed", "unserialisable-result", "too-large", "invalid-request", "conflict"),
     "timed-out": ("timed-out",),
     "cancelled": ("cancelled",),
 }

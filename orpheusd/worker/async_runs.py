@@ -18,6 +18,7 @@ from orpheusd.wire.worker import Message, ProtocolViolation
 from orpheusd.worker import failures
 from orpheusd.worker.channel import Channel, ChannelClosed
 from orpheusd.worker.handler import ASYNC_GENERATOR, Handler
+from orpheusd.worker.hooks import Ends, start
 from orpheusd.worker.launch import Setup
 from orpheusd.worker.results import Pieces, encode
 from orpheusd.worker.runs import RETURNED, Outcome, Run, completed, reason_of, told
@@ -34,6 +35,7 @@ class AsyncRuns:
     """
 
     def __init__(self, channel: Channel, handler: Handler, setup: Setup, worker_id: str) -> None:
+        self.form = handler.form
         self._channel = channel
         self._handler = handler
         self._setup = setup
@@ -47,6 +49,13 @@ class AsyncRuns:
         self._thread = threading.get_ident()
         self._leaving = False
         self._lost: BaseException | None = None
+        self._ends = Ends(self._finish)
+        self._hooks: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Call the hooks of the start, on the loop. Raises what they raise."""
+        asyncio.set_event_loop(self._loop)
+        start(self._finish)
 
     def serve(self) -> None:
         """Until `stop` or the end of the channel. Raises ChannelClosed and ProtocolViolation."""
@@ -85,6 +94,8 @@ class AsyncRuns:
                 self._waiting.append(message)
         elif message.type == "cancel":
             self._cancel(message.fields["run_id"], reason_of(message))
+        elif message.type == "session_end":
+            self._ends.end(message.fields["session_id"], message.fields["reason"])
         elif message.type == "stop":
             self._leaving = True
             if self._is_over():
@@ -102,11 +113,13 @@ class AsyncRuns:
 
     async def _execute(self, message: Message) -> None:
         run = Run(message, self._setup, self._worker_id, self._channel)
+        self._ends.hold(run.session_id, run.active.context)
         run.enter()
         outcome = await self._attempt(run)
         fields, payload = run.ended(outcome)
         del self._tasks[run.id]
         self._reasons.pop(run.id, None)
+        self._channel.regain()
         try:
             self._channel.check()
             self._channel.queue("ended", fields, payload)
@@ -126,6 +139,8 @@ class AsyncRuns:
                 payload = await self._call(run)
             finally:
                 self._inside.discard(run.id)
+            if run.id not in self._reasons:
+                run.commit()
         except BaseException as error:
             return run.failure(error, self._reasons.get(run.id))
         reason = self._reasons.get(run.id)
@@ -170,12 +185,28 @@ class AsyncRuns:
             self._loop.remove_writer(self._channel.fileno())
             self._flowing.set()
 
+    def _finish(self, coroutine: Any, limit_s: float) -> None:
+        """See an async hook to its end: now, or beside the runs when the loop is turning."""
+        if not self._loop.is_running():
+            self._loop.run_until_complete(asyncio.wait_for(coroutine, limit_s))
+            return
+        task = self._loop.create_task(self._logged(coroutine, limit_s))
+        self._hooks.add(task)
+        task.add_done_callback(self._hooks.discard)
+
+    async def _logged(self, coroutine: Any, limit_s: float) -> None:
+        try:
+            await asyncio.wait_for(coroutine, limit_s)
+        except Exception as error:
+            print(f"a hook raised:\n{failures.traceback_text(error)}", file=sys.stderr)
+
     def _lose(self, error: BaseException) -> None:
         self._lost = self._lost or error
         self._loop.stop()
 
     def _farewell(self) -> None:
         """Let what the agent left in the loop end in order; not for long."""
+        self._ends.drain()
         self._loop.remove_reader(self._channel.fileno())
         self._loop.remove_writer(self._channel.fileno())
         tasks = asyncio.all_tasks(self._loop)

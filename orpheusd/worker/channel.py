@@ -89,8 +89,7 @@ class Channel:
         self._queue: deque[Posting] = deque()
         self._rest = memoryview(b"")
         self._log_bytes = 0
-        self._baton: list[None] = [None]
-        self._holder = 0
+        self._baton: dict[str, list[int]] = {}
 
     def fileno(self) -> int:
         return self._fd
@@ -146,8 +145,8 @@ class Channel:
         try:
             self._queue.append(Posting(type, fields, payload, numbers))
             while not self._pump():
-                if self._holder == threading.get_ident():
-                    return  # we interrupted our own thread while it writes; it will write this too
+                if self._holds_baton():
+                    return  # a signal handler, come upon our own thread while it writes: that will write this too
                 self._await_room()
                 self.shield.waiting()
         finally:
@@ -191,21 +190,29 @@ class Channel:
         self._forget()
         self._socket.close()
 
+    def regain(self) -> None:
+        """Called where this thread is surely not writing: an agent's signal handler may have raised through us
+        while we held the baton."""
+        if self._holds_baton():
+            self._baton.clear()
+
     def _pump(self) -> bool:
         """Write until nothing is left (True) or the socket is full (False). Raises ChannelClosed."""
         while self._rest or self._queue:
+            ours = [threading.get_ident()]
             try:
-                self._baton.pop()
-            except IndexError:
-                return False  # another thread is writing, and takes what we queued with it
-            self._holder = threading.get_ident()
-            try:
+                # One step of the interpreter takes the baton and says who has it: no thread or signal comes between.
+                if self._baton.setdefault("holder", ours) is not ours:
+                    return False  # whoever is writing takes what we queued with it
                 if not self._write_queue():
                     return False
             finally:
-                self._holder = 0
-                self._baton.append(None)
+                if self._baton.get("holder") is ours:
+                    del self._baton["holder"]
         return True
+
+    def _holds_baton(self) -> bool:
+        return self._baton.get("holder") == [threading.get_ident()]
 
     def _write_queue(self) -> bool:
         while True:

@@ -98,7 +98,8 @@ class Drain:
         self._partial += data[start:]
         while len(self._partial) >= LINE_LIMIT_BYTES:
             line, self._partial = self._partial[:LINE_LIMIT_BYTES], self._partial[LINE_LIMIT_BYTES:]
-            self._add(line, 0, lines, now)
+            if not self._add(line, 0, lines, now):
+                self._skip(b"", now)
 
     def _skip(self, data: bytes, now: float) -> bytes:
         """Drop all whole lines of `data`; what is returned begins a line."""

@@ -75,7 +75,8 @@ def _live(birth: Birth) -> int:
     switchboard.idle = Output(channel, birth.worker_id, None, None)
     os.register_at_fork(after_in_child=lambda: _disown(channel))
     try:
-        found = handler.load(birth.setup)
+        runs = _prepare(handler.load(birth.setup), channel, birth)
+        runs.start()
     except ChannelClosed:
         raise
     except BaseException as error:
@@ -84,18 +85,19 @@ def _live(birth: Birth) -> int:
         channel.deliver("failed", {"code": "handler-failed"}, payload)
         return EXIT_CANNOT_START
     switchboard.idle.flush()
-    runs: AsyncRuns | SyncRuns
-    if found.is_async:
-        runs = AsyncRuns(channel, found, birth.setup, birth.worker_id)
-    else:
-        doorbell = Doorbell(channel)
-        doorbell.install()
-        runs = SyncRuns(channel, doorbell, found, birth.setup, birth.worker_id)
-    channel.deliver("ready", {"handler": found.form})
+    channel.deliver("ready", {"handler": runs.form})
     runs.serve()
     switchboard.idle.flush()
     channel.flush(FLUSH_LIMIT_S)
     return 0
+
+
+def _prepare(found: handler.Handler, channel: Channel, birth: Birth) -> AsyncRuns | SyncRuns:
+    if found.is_async:
+        return AsyncRuns(channel, found, birth.setup, birth.worker_id)
+    doorbell = Doorbell(channel)
+    doorbell.install()
+    return SyncRuns(channel, doorbell, found, birth.setup, birth.worker_id)
 
 
 def _disown(channel: Channel) -> None:

@@ -6,6 +6,7 @@ It knows neither threads nor loops, and reads no channel.
 import asyncio
 import itertools
 import json
+import sys
 import time
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from orpheusd.worker.channel import Channel, ChannelClosed
 from orpheusd.worker.launch import Setup
 from orpheusd.worker.output import Output, switchboard
 from orpheusd.worker.results import RefusedResult, encode
-from workspace import Cancelled, TimedOut, _runtime
+from workspace import Cancelled, TimedOut, _runtime, memory
 
 #: What a sync handler sees for each reason of a `cancel`; the reason is also the state in which the run ends.
 REASONS: dict[str, type[BaseException]] = {"cancelled": Cancelled, "timed-out": TimedOut}
@@ -49,16 +50,18 @@ class Run:
         self._channel = channel
         self._numbers = itertools.count()
         timeout_s = fields["timeout_s"]
+        self.state = None if self.session_id is None else memory.State(self.session_id)
         self.active = _runtime.ActiveRun(
             id=self.id,
             agent=setup.agent,
             version=setup.version,
             session=self.session_id,
-            context=fields["context"],
+            context=_context(self.session_id, fields["context"]),
             turn=fields["turn"],
             deadline=None if timeout_s is None else time.time() + timeout_s,
             deadline_monotonic_s=None if timeout_s is None else time.monotonic() + timeout_s,
             emit=self.emit,
+            state=self.state,
         )
 
     def enter(self) -> None:
@@ -76,6 +79,11 @@ class Run:
         if self.session_id is not None and isinstance(value, dict):
             value.setdefault("session_id", self.session_id)
         return value
+
+    def commit(self) -> None:
+        """Save the session's state, now that the handler has succeeded. Raises what `State.commit` raises."""
+        if self.state is not None:
+            self.state.commit()
 
     def emit(self, event: Any) -> None:
         """One piece of output from the handler, sent at once if the caller streams."""
@@ -102,6 +110,8 @@ class Run:
         code, message = "handler-failed", None
         if isinstance(error, RefusedResult | InvalidInput):
             code = error.code
+        elif isinstance(error, memory.SessionConflict | memory.SessionTooLarge):
+            code = "conflict" if isinstance(error, memory.SessionConflict) else "too-large"
         if isinstance(error, SystemExit):
             message = f"the handler called sys.exit({failures.safe_repr(error.code)}); return a result instead"
         return Outcome("failed", code, failures.describe(error, message))
@@ -115,6 +125,7 @@ class Run:
             "code": outcome.code,
             "duration_us": (time.perf_counter_ns() - self.started_ns) // 1000,
             "dropped_bytes": self.output.dropped_bytes,
+            "context": self.active.context,
         }, outcome.payload
 
 
@@ -122,6 +133,20 @@ class InvalidInput(Exception):
     """The payload of `run` cannot be decoded here."""
 
     code = "invalid-request"
+
+
+def _context(session_id: str | None, told: str | None) -> str | None:
+    """What the run meets. Only here is known whether a session that lost its home left something behind."""
+    if session_id is None:
+        return told
+    try:
+        if told == "new":
+            memory.forget(session_id)  # of a session that has ended, or that nobody remembers
+        elif told == "lost" and memory.saved(session_id):
+            return "restored"
+    except OSError as error:
+        print(f"cannot look for the saved state of session {session_id}: {error}", file=sys.stderr)
+    return told
 
 
 def completed(payload: bytes) -> Outcome:

@@ -15,6 +15,7 @@ from orpheusd.worker import failures
 from orpheusd.worker.channel import Channel, ChannelClosed
 from orpheusd.worker.doorbell import Doorbell
 from orpheusd.worker.handler import Handler, UnusableHandler
+from orpheusd.worker.hooks import Ends, finish_alone, start
 from orpheusd.worker.launch import Setup
 from orpheusd.worker.results import Pieces, encode
 from orpheusd.worker.runs import RETURNED, Outcome, Run, completed, told
@@ -28,11 +29,17 @@ class SyncRuns:
     """
 
     def __init__(self, channel: Channel, doorbell: Doorbell, handler: Handler, setup: Setup, worker_id: str) -> None:
+        self.form = handler.form
         self._channel = channel
         self._doorbell = doorbell
         self._function = handler.function
         self._setup = setup
         self._worker_id = worker_id
+        self._ends = Ends(finish_alone)
+
+    def start(self) -> None:
+        """Call the hooks of the start. Raises what they raise."""
+        start(finish_alone)
 
     def serve(self) -> None:
         """Until `stop` or the end of the channel. Raises ChannelClosed and ProtocolViolation."""
@@ -40,9 +47,12 @@ class SyncRuns:
             message = self._next()
             if message.type == "run":
                 self._execute(message)
+            elif message.type == "session_end":
+                self._ends.end(message.fields["session_id"], message.fields["reason"])
             elif message.type == "stop":
+                self._ends.drain()
                 return
-            # A cancel that comes here is of a run that is over, and no hook wants a session_end yet.
+            # A cancel that comes here is of a run that is over.
 
     def _next(self) -> Message:
         while True:
@@ -57,8 +67,10 @@ class SyncRuns:
 
     def _execute(self, message: Message) -> None:
         run = Run(message, self._setup, self._worker_id, self._channel)
+        self._ends.hold(run.session_id, run.active.context)
         self._doorbell.install()
         outcome = contextvars.copy_context().run(self._attempt, run)
+        self._channel.regain()
         fields, payload = run.ended(outcome)
         self._return_home()
         self._channel.deliver("ended", fields, payload)
@@ -72,6 +84,8 @@ class SyncRuns:
                 payload = self._call(run)
             finally:
                 doorbell.disarm()
+            if doorbell.reason is None:
+                run.commit()
         except BaseException as error:
             return run.failure(error, doorbell.reason)
         if doorbell.reason is not None:

@@ -1,7 +1,7 @@
 """Every command that a document shows is run, in order, against a real daemon, and does what the document says.
 
 A code block that begins with `# FOLDER/FILE` is that file. A remark beside a command that names a turn (`# turn 3`)
-is held to be true. Documents other than READMEs speak of an agent that is already there: examples/conversation.
+is held to be true. Documents other than READMEs speak of agents that are already there: two of the examples.
 """
 
 import os
@@ -40,7 +40,8 @@ def test_the_commands_do_what_the_document_says(
     daemon = new_daemon()
     text = (ROOT / document).read_text()
     if not document.endswith("README.md"):
-        daemon.deploy(ROOT / "examples" / "conversation")
+        for example in ("conversation", "streaming"):
+            daemon.deploy(ROOT / "examples" / example)
     for name, content in files(text):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content)

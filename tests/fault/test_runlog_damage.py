@@ -29,11 +29,14 @@ Damage = Callable[[Path], None]
 
 
 class Snapshot:
-    """The files of one log: `crashed` as a killed daemon leaves them, `closed` as one that ended, `older` before."""
+    """The files of one log: `crashed` as a killed daemon leaves them, `closed` as one that ended, `older` before.
+
+    `twin` is the older one, gone on for longer than ours, with other runs.
+    """
 
     def __init__(self, root: Path) -> None:
-        self.crashed, self.closed, self.older, self.other = (
-            root / name for name in ("crashed", "closed", "old", "other"))
+        self.crashed, self.closed, self.older, self.twin, self.other = (
+            root / name for name in ("crashed", "closed", "old", "twin", "other"))
         live = root / "live"
         for folder in (live, self.other):
             folder.mkdir()
@@ -50,6 +53,11 @@ class Snapshot:
             shutil.copytree(live, self.crashed)
         shutil.copytree(live, self.closed)
         fill(self.other, RUNS + 10)
+        shutil.copytree(self.older, self.twin)
+        with Log(self.twin) as log:
+            for number in range(RUNS):
+                whole_run(log.log, f"r-twin-{number}")
+                log.settle(number + 1)
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +178,7 @@ CASES: dict[str, tuple[str, Damage, str | None]] = {
     "an older WAL": ("crashed", swap("old", "runs.db-wal"), "was cut"),
     "an older log": ("crashed", swap("old", "runs.db", "runs.db-wal"), r"was cut.* \(61 runs are missing\)"),
     "an older log, closed": ("closed", swap("old", "runs.db", "runs.db-wal"), "was cut"),
+    "the same log with another history": ("closed", swap("twin", "runs.db"), "is not the one its high-water mark"),
     "another log": ("closed", swap("other", "runs.db"), "another log"),
     "the mark of another log": ("closed", swap("other", "runs.db.mark"), "another log"),
     "an older mark": ("closed", swap("old", "runs.db.mark"), "sound"),
@@ -266,6 +275,20 @@ def test_damaged_logs_are_kept_apart_and_their_number_is_bounded(tmp_path: Path)
     assert len(set(kept)) == len(kept)
     assert recovery.damaged_copies(tmp_path / "runs.db") == kept[3:]
     assert not any(file.name.startswith(kept[0] + suffix) for file in tmp_path.iterdir() for suffix in ("-", ".m"))
+
+
+def test_a_clock_set_back_does_not_make_the_newest_damaged_log_the_oldest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # fault 51
+    kept: list[str] = []
+    for year in (2031, 2001):
+        monkeypatch.setattr(recovery.time, "gmtime", lambda year=year: (year, 1, 2, 3, 4, 5, 0, 2, 0))
+        fill(tmp_path, 1)
+        unlink("runs.db.mark")(tmp_path)
+        with Log(tmp_path) as log:
+            kept.append(log.log.health()["damage"]["kept_as"])
+    assert recovery.damaged_copies(tmp_path / "runs.db") == kept
 
 
 def test_a_log_too_large_to_check_at_start_says_so_and_is_checked_by_verify(tmp_path: Path) -> None:

@@ -271,7 +271,13 @@ def tagged(tag: str) -> list[int]:
 
 def fds(pid: int) -> dict[int, str]:
     """What a process has open."""
-    return {int(path.name): str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()}
+    found = {}
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found[int(path.name)] = str(path.readlink())
+        except FileNotFoundError:
+            continue  # closed meanwhile
+    return found
 
 
 def _is_zombie(process: Path) -> bool:

@@ -7,7 +7,7 @@ from orpheusd.core import events as ev
 from orpheusd.core.agent import Settings
 from orpheusd.core.pool import Policy
 from orpheusd.core.restart import INTENSITY, QUARANTINE_S, WINDOW_S
-from tests.property.records import AgentRecord, RunRecord, TemplateRecord, WorkerRecord
+from tests.property.records import AgentRecord, RunRecord, SessionRecord, TemplateRecord, WorkerRecord
 
 
 class Account:
@@ -58,7 +58,7 @@ class Account:
         A version may have changed the patience meanwhile, so there is an earliest and a latest time.
         """
         session = agent.session_of(run)
-        since = max(run.queued_at, session.home_at if session is not None else 0.0)
+        since = run.queued_at if session is None else max(run.queued_at, session.home_at, session.unparked_at)
         return since + (max(agent.patiences) if latest else min(agent.patiences))
 
     def processes_of(self, agent: AgentRecord) -> list[str]:
@@ -70,6 +70,8 @@ class Account:
         if event.agent in self.agents or self.stopping:
             return False
         self._new_agent(event.agent, event.settings)
+        for id, turns, idle_s in event.sessions:
+            self.agents[event.agent].sessions[id] = SessionRecord("", 0.0, self.now - idle_s, turns=turns)
         return True
 
     def _version_staged(self, event: ev.VersionStaged) -> bool:
@@ -182,6 +184,8 @@ class Account:
         if run is None or worker is None or run.id not in worker.runs:
             return False
         run.reported = (event.state, event.code)
+        if event.restored and run.context == "lost":
+            run.context = "restored"
         self._leave(worker, run)
         if event.state == "completed":
             self.agents[run.agent].failures.clear()
@@ -190,8 +194,11 @@ class Account:
     def _leave(self, worker: WorkerRecord, run: RunRecord) -> None:
         del worker.runs[run.id]
         run.state = "ended"
-        session = self.agents[run.agent].session_of(run)
+        agent = self.agents[run.agent]
+        session = agent.session_of(run)
         if session is not None and session.running.pop(run.id, None):
+            if any(head.session == run.session and head.exclusive for head in agent.heads()):
+                session.unparked_at = self.now
             session.turns += 1
             session.last_used = self.now
 

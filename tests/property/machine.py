@@ -55,10 +55,11 @@ class Life(RuleBasedStateMachine):
     def started(self) -> list[str]:
         return [run for worker in self.workers for run in worker.runs]
 
-    @initialize(first=variants, second=variants)
-    def begin(self, first: Settings, second: Settings) -> None:
+    @initialize(first=variants, second=variants, remembered=st.integers(0, 4))
+    def begin(self, first: Settings, second: Settings, remembered: int) -> None:
+        sessions = tuple((f"s{number}", number, 30.0 - 5.0 * number) for number in range(1, remembered + 1))
         self.world.serving("a", first)
-        self.world.load("b", second)
+        self.world.load("b", second, sessions)
 
     # Callers
 
@@ -115,10 +116,10 @@ class Life(RuleBasedStateMachine):
     def obey(self) -> None:
         self.world.obey()
 
-    @rule(number=NUMBERS, state=st.sampled_from(tuple(CODE_OF)))
-    def end_run(self, number: int, state: str) -> None:
+    @rule(number=NUMBERS, state=st.sampled_from(tuple(CODE_OF)), restored=st.booleans())
+    def end_run(self, number: int, state: str, restored: bool) -> None:
         if self.started:
-            self.world.end(pick(self.started, number), state)
+            self.world.end(pick(self.started, number), state, restored)
 
     @rule(number=NUMBERS, times=st.integers(2, 8))
     def work(self, number: int, times: int) -> None:

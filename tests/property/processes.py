@@ -67,7 +67,7 @@ class FakeProcesses:
             worker = self._worker(effect.worker, effect)
             hold(effect.run in worker.runs, f"{effect} names a run that {worker.id} does not have")
             worker.runs[effect.run] = effect.reason
-        elif isinstance(effect, ef.EndSession):
+        elif isinstance(effect, ef.EndSession) and effect.worker is not None:
             self._worker(effect.worker, effect)
 
     def template_dies(self, template: FakeTemplate) -> None:

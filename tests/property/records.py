@@ -66,12 +66,23 @@ class RunRecord:
     def lane(self) -> str:
         return self.session if self.session is not None else f"run {self.id}"
 
+    @property
+    def exclusive(self) -> bool:
+        """Whether it may not start while another run of its session goes on."""
+        return self.overlap in ("queue", "interrupt")
+
+    @property
+    def roams(self) -> bool:
+        """Whether it takes another worker when its patience with the home is over."""
+        return not self.strict and not self.warm
+
 
 @dataclass
 class SessionRecord:
     home: str
     home_at: float
     last_used: float
+    unparked_at: float = 0.0
     turns: int = 0
     running: dict[str, RunRecord] = field(default_factory=dict)
 

@@ -24,6 +24,8 @@ def read_story(lines: Iterable[str]) -> list[tuple[float, ev.Event]]:
                 fields["settings"] = Settings(**fields["settings"])
             if "undelivered" in fields:
                 fields["undelivered"] = frozenset(fields["undelivered"])
+            if "sessions" in fields:
+                fields["sessions"] = tuple((id, turns, idle_s) for id, turns, idle_s in fields["sessions"])
             steps.append((now, getattr(ev, name)(**fields)))
     return steps
 
@@ -34,6 +36,7 @@ def _fields(event: ev.Event) -> dict[str, Any]:
         defaults = Settings()._asdict()
         fields["settings"] = {key: value for key, value in fields["settings"]._asdict().items()
                               if value != defaults[key]}
-    if "undelivered" in fields:
+    if fields.get("undelivered"):
         fields["undelivered"] = sorted(fields["undelivered"])
-    return {key: value for key, value in fields.items() if value is not None}
+    left_out = event._field_defaults
+    return {key: value for key, value in fields.items() if key not in left_out or value != left_out[key]}

@@ -19,6 +19,7 @@ class Witness(Account):
     def __init__(self, policy: Policy) -> None:
         super().__init__(policy)
         self.answers: dict[str, ef.Resolve] = {}
+        self.effects: list[ef.Effect] = []
         self._see: dict[type[Any], Callable[[Any], None]] = {
             ef.StartTemplate: self._start_template, ef.StopTemplate: self._stop_template,
             ef.KillTemplate: self._kill_template, ef.ForkWorker: self._fork_worker, ef.StopWorker: self._stop_worker,
@@ -30,6 +31,7 @@ class Witness(Account):
     def saw(self, event: ev.Event, effects: list[ef.Effect], now: float) -> None:
         """One step of the story. Raises BrokenPromise when an effect is not one that may follow."""
         known = self.hear(event, now)
+        self.effects = effects
         hold(not self.stopped or all(isinstance(effect, ef.Resolve | ef.VersionRefused) for effect in effects),
              "something is ordered after Stopped")
         hold(known or not effects, f"{event} concerns nobody, and leads to {effects}")
@@ -155,10 +157,10 @@ class Witness(Account):
 
     def _check_place(self, agent: AgentRecord, run: RunRecord, worker: WorkerRecord, effect: ef.Dispatch) -> None:
         session, home = agent.session_of(run), self.home_of(agent, run)
-        if session is not None and run.overlap != "allow":
+        if session is not None and run.exclusive:
             hold(not session.running, f"{effect} overlaps {list(session.running)}")
         if home is not None and worker is not home:
-            hold(not run.strict and not run.warm, f"{effect} may not leave {home.id}")
+            hold(run.roams, f"{effect} may not leave {home.id}")
             hold(self.now >= self.impatient_at(agent, run), f"{effect} has not waited for {home.id}")
             hold(not home.open, f"{effect} leaves {home.id}, which has room")
         if session is not None and home is None:
@@ -174,14 +176,13 @@ class Witness(Account):
         """Each lane that could have been served instead notes who was."""
         for head in agent.heads():
             session, home = agent.session_of(head), self.home_of(agent, head)
-            blocked = head.overlap != "allow" and session is not None and bool(session.running)
+            blocked = head.exclusive and session is not None and bool(session.running)
             standing = (home.id if home is not None else None, blocked)
             if head.standing != standing:
                 head.standing = standing
                 head.overtaken_by.clear()
-            free = home is None or (not head.strict and not head.warm and
-                                    self.impatient_at(agent, head) <= self.ticked)
-            if head.lane != run.lane and not blocked and (free or home is worker):
+            roams = head.roams and self.impatient_at(agent, head, latest=True) <= self.ticked
+            if head.lane != run.lane and not blocked and (home in (None, worker) or roams):
                 head.overtaken_by[run.lane] += 1
 
     def _enter_session(self, agent: AgentRecord, run: RunRecord, worker: WorkerRecord, effect: ef.Dispatch) -> None:
@@ -211,18 +212,19 @@ class Witness(Account):
         run.stopping, run.kill_at = effect.reason, self.now + self.policy.grace_s
 
     def _end_session(self, effect: ef.EndSession) -> None:
-        worker = self.workers.get(effect.worker)
-        hold(worker is not None, f"{effect} to nobody")
-        assert worker is not None
-        session = self.agents[worker.agent].sessions.get(effect.session)
-        hold(session is not None and session.home == worker.id, f"{effect}, which is not its home")
+        session = self.agents[effect.agent].sessions.get(effect.session)
+        hold(session is not None, f"{effect}, which is not known")
+        assert session is not None
+        home = session.home if session.home in self.workers else None
+        hold(effect.worker == home, f"{effect}, and its home is {home}")
 
     def _resolve(self, effect: ef.Resolve) -> None:
         run = self.runs.pop(effect.run)
         agent = self.agents.get(run.agent)
         hold(effect.run not in self.answers, f"{effect.run} is answered twice")
         self.answers[effect.run] = effect
-        hold((effect.worker, effect.context) == (run.worker, run.context), f"{effect} ran on {run.worker}")
+        where = (run.agent, run.worker, run.session, run.context)
+        hold((effect.agent, effect.worker, effect.session, effect.context) == where, f"{effect} ran in {where}")
         hold(effect.duration_s >= 0, f"{effect} took less than no time")
         hold((effect.code == "") == (effect.state == "completed"), f"{effect} has the wrong code")
         if run.state == "ended":
@@ -272,6 +274,9 @@ class Witness(Account):
                 run.warm and session is not None and session.home not in self.workers,
         }  # fmt: skip
         hold(reasons.get((effect.state, effect.code)), f"{effect} without a cause")
+        if asked_now:
+            changed = [other for other in self.effects if isinstance(other, ef.CancelRun | ef.Resolve | ef.Dispatch)]
+            hold(changed == [effect], f"{effect} is refused, and changes {changed}")
 
     def _version_promoted(self, effect: ef.VersionPromoted) -> None:
         hold(self.verdicts.get(effect.request, "") is None, f"{effect} answers nothing")

@@ -68,8 +68,10 @@ class World:
 
     # Callers
 
-    def load(self, agent: str, settings: Settings | None = None, version: int = 1) -> None:
-        self.tell(ev.AgentLoaded(agent, version, settings or Settings()))
+    def load(
+        self, agent: str, settings: Settings | None = None, sessions: tuple[tuple[str, int, float], ...] = (),
+    ) -> None:  # fmt: skip
+        self.tell(ev.AgentLoaded(agent, 1, settings or Settings(), sessions))
 
     def serving(self, agent: str, settings: Settings | None = None) -> list[str]:
         """Load an agent and let its processes start. Returns the ids of its workers."""
@@ -122,10 +124,10 @@ class World:
 
     # Processes
 
-    def end(self, run: str, state: str = "completed", code: str | None = None) -> None:
+    def end(self, run: str, state: str = "completed", restored: bool = False) -> None:
         """The run's worker says that it is over."""
         worker = next(worker for worker in self.processes.workers.values() if run in worker.runs)
-        self.tell(ev.RunEnded(worker.id, run, state, CODE_OF[state] if code is None else code))
+        self.tell(ev.RunEnded(worker.id, run, state, CODE_OF[state], restored))
 
     def ready(self, id: str) -> None:
         """A template or a worker has started."""

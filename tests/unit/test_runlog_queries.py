@@ -1,7 +1,6 @@
 """Questions to the run log: filters, pages, counts, limits."""
 
 import sqlite3
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,9 +15,10 @@ from tests.runlog_kit import Log, ended, queued, started, whole_run
 COUNT = 12
 
 
-@pytest.fixture
-def asked(tmp_path: Path) -> Iterator[RunQueries]:
-    with Log(tmp_path) as log:
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> RunQueries:
+    """Over a log that nobody writes any more."""
+    with Log(tmp_path_factory.mktemp("log")) as log:
         for number in range(COUNT):
             run_id = f"r-{number}"
             assert log.log.queued(queued(
@@ -30,7 +30,7 @@ def asked(tmp_path: Path) -> Iterator[RunQueries]:
                 log.log.ended(ended(run_id, state="failed" if failed else "completed"))
         log.settle(COUNT - 2)
         log.written()
-        yield log.queries
+    return log.queries
 
 
 def found(asked: RunQueries, query: RunQuery) -> list[int]:

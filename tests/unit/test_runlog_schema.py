@@ -1,5 +1,6 @@
 """What the database makes impossible by itself, whatever the program does."""
 
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,19 +17,26 @@ INSERT = (
     " result_bytes, checksum) VALUES (?, ?, 'a', 'http', '', 0, 0, 0, ?, ?, 0, 0)")
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[sqlite3.Connection]:
-    """A second connection, with none of the log's own code before it."""
-    with Log(tmp_path) as log:
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log with a run in each kind of state, closed."""
+    with Log(tmp_path_factory.mktemp("log")) as log:
         whole_run(log.log, "r-ended")
         assert log.log.queued(queued("r-queued"))
         assert log.log.queued(queued("r-started"))
         log.log.started(started("r-started"))
         log.settle(1)
         log.written()
-        connection = sqlite3.connect(log.path, isolation_level=None)
-        yield connection
-        connection.close()
+    return log.path
+
+
+@pytest.fixture
+def database(tmp_path: Path, written: Path) -> Iterator[sqlite3.Connection]:
+    """A connection to a copy, with none of the log's own code before it."""
+    shutil.copy(written, tmp_path)
+    connection = sqlite3.connect(tmp_path / written.name, isolation_level=None)
+    yield connection
+    connection.close()
 
 
 @pytest.mark.parametrize("statement", [

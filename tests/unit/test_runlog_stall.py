@@ -36,7 +36,7 @@ def test_a_stall_refuses_new_runs_and_keeps_the_others(tmp_path: Path) -> None:
                 taken += 1
             # As many as there is room for, unless the writer noticed the lock before.
             assert taken <= SMALL.pending_changes
-            assert not log.log.accepting
+            assert not log.log.accepting and log.log.problem
             for number in range(taken):
                 log.log.started(started(f"r-{number}"))
                 log.log.ended(ended(f"r-{number}"))
@@ -45,6 +45,7 @@ def test_a_stall_refuses_new_runs_and_keeps_the_others(tmp_path: Path) -> None:
             assert log.log.health()["pending_changes"] == 3 * taken
         log.settle(1 + taken)
         eventually(lambda: log.log.accepting, what="new runs to be accepted again")
+        assert log.log.problem == ""
         assert log.failures == [] and log.log.health()["problem"] == ""
 
 

@@ -1,0 +1,140 @@
+"""What is remembered of sessions when the daemon is not there: that they were seen, and how many runs they finished.
+
+So a session that comes back after a restart is told that its memory was lost or restored, never that it is new.
+Changes are gathered by session and written by one thread; it decides nothing and knows no worker.
+"""
+
+import asyncio
+import logging
+import sqlite3
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+log = logging.getLogger(__name__)
+
+#: How long a change waits for others. A kill of the daemon forgets at most this much.
+LINGER_S = 0.02
+
+_TABLE = """
+CREATE TABLE IF NOT EXISTS sessions (
+  agent TEXT NOT NULL,
+  id TEXT NOT NULL,
+  turns INTEGER NOT NULL,
+  last_used REAL NOT NULL,
+  PRIMARY KEY (agent, id)
+) STRICT, WITHOUT ROWID
+"""
+
+
+class Seen(NamedTuple):
+    """A session as it was last seen; `idle_s` is how long ago that was."""
+
+    id: str
+    turns: int
+    idle_s: float
+
+
+class Remembered:
+    """Invariant: `_changes` has at most one change for each session, the latest; None means that it has ended.
+
+    `forget_state(agent, id)` deletes what the session saved; it is called in the thread.
+    """
+
+    def __init__(self, path: Path, forget_state: Callable[[str, str], None]) -> None:
+        self._changes: dict[tuple[str, str], int | None] = {}
+        self._forget_state = forget_state
+        self._timer: asyncio.TimerHandle | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sessions")
+        self._connection = self._thread.submit(_open, path).result()
+
+    def seen(self, agent: str, session_id: str, turns: int) -> None:
+        """A run of the session is over."""
+        self._changes[agent, session_id] = turns
+        self._arm()
+
+    def ended(self, agent: str, session_id: str) -> None:
+        self._changes[agent, session_id] = None
+        self._arm()
+
+    def load(self, agent: str, ttl_s: float, most: int) -> list[Seen]:
+        """The sessions that have not expired, least recently used first. For the start: it waits."""
+        return self._thread.submit(self._load, agent, ttl_s, most).result()
+
+    def forget_agent(self, agent: str) -> None:
+        for key in [key for key in self._changes if key[0] == agent]:
+            del self._changes[key]
+        self._thread.submit(self._delete, agent)
+
+    def close(self) -> None:
+        """Write down what is left."""
+        self._flush()
+        self._thread.submit(self._connection.close)
+        self._thread.shutdown(wait=True)
+
+    def _arm(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(LINGER_S, self._flush)
+
+    def _flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._changes:
+            changes, self._changes = self._changes, {}
+            self._thread.submit(self._write, changes)
+
+    def _write(self, changes: dict[tuple[str, str], int | None]) -> None:
+        now = time.time()
+        seen = [(agent, id, turns, now) for (agent, id), turns in changes.items() if turns is not None]
+        over = [key for key, turns in changes.items() if turns is None]
+        try:
+            with self._connection:
+                self._connection.executemany("INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?)", seen)
+                self._connection.executemany("DELETE FROM sessions WHERE agent = ? AND id = ?", over)
+        except sqlite3.Error as error:
+            # a full disk costs the knowledge that sessions were there, never a run
+            log.error("%d changes of sessions cannot be written down: %s", len(changes), error)
+        for agent, id in over:
+            try:
+                self._forget_state(agent, id)
+            except OSError as error:
+                log.warning("the saved state of a session of %s cannot be deleted: %s", agent, error)
+
+    def _load(self, agent: str, ttl_s: float, most: int) -> list[Seen]:
+        now = time.time()
+        with self._connection:
+            self._connection.execute("DELETE FROM sessions WHERE agent = ? AND last_used <= ?", (agent, now - ttl_s))
+        rows = self._connection.execute(
+            "SELECT id, turns, last_used FROM sessions WHERE agent = ? ORDER BY last_used DESC LIMIT ?",
+            (agent, most)).fetchall()
+        return [Seen(id, turns, max(0.0, now - last_used)) for id, turns, last_used in reversed(rows)]
+
+    def _delete(self, agent: str) -> None:
+        try:
+            with self._connection:
+                self._connection.execute("DELETE FROM sessions WHERE agent = ?", (agent,))
+        except sqlite3.Error as error:
+            log.error("the sessions of %s cannot be forgotten: %s", agent, error)
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """The database; one that cannot be read is put aside, because knowing less must not keep the daemon down."""
+    try:
+        return _connect(path)
+    except sqlite3.DatabaseError as error:
+        aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+        log.error("%s cannot be read (%s) and is now %s; earlier sessions are not known any more", path, error, aside)
+        path.rename(aside)
+        return _connect(path)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, check_same_thread=False)
+    path.chmod(0o600)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute(_TABLE)
+    return connection

@@ -1,0 +1,102 @@
+"""Calls the hooks an agent registered with `@workspace.on_start` and `@workspace.on_session_end`.
+
+Those of a session's end have a deadline and may not hurt anything: what they raise is logged. How a hook is called,
+directly or on a loop, is handed in. It knows no channel.
+"""
+
+import asyncio
+import inspect
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from orpheusd.worker import failures
+from workspace import TimedOut, hooks, memory
+
+#: What one hook of a session's end may take, and all of them together when the worker leaves: less than the grace
+#: after which it is killed.
+HOOK_LIMIT_S = 5.0
+DRAIN_LIMIT_S = 1.5
+
+#: Less than the daemon's own deadline for a start, so that the error names the hook.
+START_LIMIT_S = 25.0
+
+#: After these the session's saved state is of no use to anybody.
+FINAL = ("ttl", "evicted", "ended")
+
+#: Calls a hook that has returned a coroutine to its end within seconds.
+Finish = Callable[[Any, float], None]
+
+
+def start(finish: Finish) -> None:
+    """Call the hooks of the worker's start. What they raise is the caller's."""
+    for hook in hooks.start_hooks:
+        _call(hook, (), finish, START_LIMIT_S)
+
+
+class Ends:
+    """Ends the sessions of a worker. Invariant: `_held` are those it is the home of, if any hook wants to know."""
+
+    def __init__(self, finish: Finish) -> None:
+        self._finish = finish
+        self._held: dict[str, None] = {}
+
+    def hold(self, session_id: str | None, context: str | None) -> None:
+        """A run of the session is executed here. A session that spilled has its home elsewhere."""
+        if hooks.session_end_hooks and session_id is not None and context != "spilled":
+            self._held[session_id] = None
+
+    def end(self, session_id: str, reason: str, limit_s: float = HOOK_LIMIT_S) -> None:
+        self._held.pop(session_id, None)
+        for hook in hooks.session_end_hooks:
+            try:
+                _call(hook, (session_id, reason), self._finish, limit_s)
+            except (Exception, TimedOut, SystemExit) as error:
+                print(f"on_session_end raised:\n{failures.traceback_text(error)}", file=sys.stderr)
+        if reason in FINAL:
+            try:
+                memory.forget(session_id)
+            except OSError as error:
+                print(f"cannot delete the saved state of a session: {error}", file=sys.stderr)
+
+    def drain(self) -> None:
+        """The worker leaves: its sessions end here, as many as the time allows."""
+        deadline = time.monotonic() + DRAIN_LIMIT_S
+        for session_id in list(self._held):
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                print(f"no time for on_session_end of {len(self._held)} more sessions", file=sys.stderr)
+                return
+            self.end(session_id, "drain", left_s)
+
+
+def finish_alone(coroutine: Any, limit_s: float) -> None:
+    """For a worker without a loop of its own."""
+    asyncio.run(asyncio.wait_for(coroutine, limit_s))
+
+
+def _call(hook: Callable[..., Any], arguments: tuple[Any, ...], finish: Finish, limit_s: float) -> None:
+    with _alarm(limit_s):
+        returned = hook(*arguments)
+        if inspect.iscoroutine(returned):
+            finish(returned, limit_s)
+
+
+@contextmanager
+def _alarm(limit_s: float) -> Iterator[None]:
+    """Raise TimedOut in this thread after `limit_s`. The agent's own SIGALRM is put back."""
+
+    def ring(_number: int, _frame: FrameType | None) -> None:
+        raise TimedOut(f"the hook took longer than {limit_s:.3g} s")
+
+    earlier = signal.signal(signal.SIGALRM, ring)
+    timer = signal.setitimer(signal.ITIMER_REAL, limit_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, earlier if earlier is not None else signal.SIG_DFL)
