@@ -58,6 +58,11 @@ def _show(answer: Result, _: Namespace, output: Output) -> None:
     output.facts(answer)
 
 
+def _why(answer: Result, _: Namespace, output: Output) -> None:
+    for sentence in answer["because"]:
+        output.line(sentence)
+
+
 def _cancel(answer: Result, _: Namespace, output: Output) -> None:
     if answer["cancelled"]:
         output.line(f"cancelled {answer['run_id']}")
@@ -97,6 +102,7 @@ _SHOW = {
     "sessions": _sessions,
     "runs": _runs,
     "show": _show,
+    "why": _why,
     "cancel": _cancel,
     "undeploy": _undeploy,
     "restart": _restart,

@@ -173,6 +173,13 @@ COMMANDS: tuple[Command, ...] = (
         (Argument("run_id", "run_id", metavar="RUN"), JSON),
         (Example("orpheusctl show r-01a2028", ""),), ("not-found",)),
     Command(
+        "why", "run.why",
+        "Tells in plain words why that worker executed a run: what it waited for, which rule placed it, and what "
+        "became of its session's memory. Known of the latest 10000 runs since the daemon started.",
+        (Argument("run_id", "run_id", metavar="RUN"), JSON),
+        (Example("orpheusctl why r-01a2028", "It started at once. w-3fa9c1-2 is the session's home …"),),
+        ("not-found",)),
+    Command(
         "restart", "restart",
         "Starts new workers of the same version and lets the old ones finish their runs. Sessions lose what their "
         "workers held in memory; the workspace stays.",

@@ -27,6 +27,7 @@ from orpheusd.process.processes import Plan, Processes, Sinks
 from orpheusd.process.sandbox import Interpreter, Isolation, RuntimeLib
 from orpheusd.recorder import Recorder
 from orpheusd.remembered import Remembered
+from orpheusd.why import Explanations
 from orpheusd.wire.worker import ENDED_STATES, Message
 
 
@@ -73,6 +74,7 @@ class Engine:
         self.plans: dict[tuple[str, int], Plan] = {}
         self.pending: dict[str, Pending] = {}
         self.stopped = asyncio.Event()
+        self.explanations = Explanations()
         self._loop = asyncio.get_running_loop()
         self._recorder = recorder
         self._remembered = remembered
@@ -179,8 +181,9 @@ class Engine:
             text = _sentence(effect.code, error) or text
         outcome = Outcome(
             effect.run, effect.state, effect.code, text, b"" if effect.code else said, error, effect.worker,
-            effect.session, effect.context, effect.turn, round(effect.duration_s * 1000, 3), effect.cause)
+            effect.session, effect.context, effect.turn, round(effect.duration_s * 1000, 3), effect.cause, effect.why)
         self._recorder.ended(outcome)
+        self.explanations.keep(outcome)
         if effect.session is not None and effect.context is not None:
             self._remembered.seen(effect.agent, effect.session, effect.turn)
         if pending is not None:

@@ -17,6 +17,8 @@ from orpheusd.errors import OrpheusError
 
 #: The rule for session ids at every door (docs/sessions.md).
 SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@-]{0,127}", re.ASCII)
+#: HTTP headers that may bear a session id, in lower case: no standard header but Content-ID has such a name.
+SESSION_HEADER = re.compile(r"x-[a-z0-9!#$%&'*+.^_`|~-]{1,61}|[a-z0-9!#$%&'*+.^_`|~-]{1,60}-id", re.ASCII)
 #: The rule for agent names: a DNS label that starts with a letter or digit.
 AGENT_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}", re.ASCII)
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}", re.ASCII)
@@ -109,6 +111,8 @@ OPERATIONS: tuple[Operation, ...] = (
               required=False, choices=("warm",)),
         Param("timeout_s", "seconds", "stop the run after this long; the agent's own timeout unless given",
               required=False),
+        Param("session_headers", "strings", "headers that may bear the session id, by lower-case name; the agent's "
+              "`session.header` and `mcp-session-id` count", required=False, default={}),
         Param("stream", "boolean", "send output and log lines as events while the run goes on",
               required=False, default=False),
     ), ("POST", "/v1/agents/{agent}/run"), "run", stream=True),
@@ -124,6 +128,8 @@ OPERATIONS: tuple[Operation, ...] = (
     ), ("GET", "/v1/execlog"), "runs"),
     Operation("run.show", Access.READ, "show one run with its input, result and error", (_RUN,),
               ("GET", "/v1/runs/{run_id}"), "show"),
+    Operation("run.why", Access.READ, "tell why that worker executed a run", (_RUN,),
+              ("GET", "/v1/runs/{run_id}/why"), "why"),
     Operation("agent.list", Access.READ, "list the agents", (), ("GET", "/v1/agents"), "list"),
     Operation("agent.show", Access.READ, "show one agent and its workers", (_AGENT,),
               ("GET", "/v1/agents/{agent}"), ""),

@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+from orpheusd.core.effects import Why
+
 
 class Outcome(NamedTuple):
     """`result` is the handler's, as JSON, when `code` is ""; else `error` has what the worker told of it.
@@ -21,3 +23,4 @@ class Outcome(NamedTuple):
     turn: int
     duration_ms: float
     cause: str
+    why: Why

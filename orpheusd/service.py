@@ -24,7 +24,7 @@ from orpheusd.deployments import Deployments
 from orpheusd.engine import Engine, Pending
 from orpheusd.errors import OrpheusError
 from orpheusd.logs import AgentLogs, Row
-from orpheusd.operations import INPUT_LIMIT_BYTES
+from orpheusd.operations import INPUT_LIMIT_BYTES, KINDS, SESSION_ID
 from orpheusd.outcome import Outcome
 from orpheusd.process.sandbox import Isolation
 from orpheusd.recorder import Recorder
@@ -32,6 +32,8 @@ from orpheusd.runlog.queries import RunQuery
 
 #: A piece of a bundle; in base64 and with its envelope it fits a control frame several times.
 PIECE_LIMIT_BYTES = 4 * 1024 * 1024
+#: What clients of the Model Context Protocol send their session's id in; every agent is asked by it.
+FALLBACK_HEADER = "mcp-session-id"
 
 Params = dict[str, Any]
 Later = Coroutine[Any, Any, dict[str, Any]]
@@ -77,6 +79,8 @@ class Service:
 
     def run(self, call: Call, params: Params) -> None:
         input, session_id = params["input"], params["session_id"]
+        if params["session_headers"]:
+            session_id = self._session_id(params)
         if session_id is not None and isinstance(input, dict):
             inside = input.get("session_id", session_id)
             if inside != session_id:
@@ -104,6 +108,9 @@ class Service:
         return self._run_list(RunQuery(
             params["agent"], params["state"], params["session"], params["source"], before_seq=params["before"],
             limit=params["limit"]))
+
+    def run_why(self, call: Call, params: Params) -> dict[str, Any]:
+        return self._engine.explanations.of(params["run_id"])
 
     def run_show(self, call: Call, params: Params) -> Later:
         return self._recorder.show(params["run_id"])
@@ -246,6 +253,20 @@ class Service:
 
     async def _run_list(self, query: RunQuery) -> dict[str, Any]:
         return {"runs": await self._recorder.find(query)}
+
+    def _session_id(self, params: Params) -> str | None:
+        """The id beside the input, or the one in a header that this agent's callers send it in."""
+        session_id: str | None = params["session_id"]
+        header = self._deployments.known(params["agent"]).manifest.session.header
+        for name in (header.lower(), FALLBACK_HEADER) if header else (FALLBACK_HEADER,):
+            value = params["session_headers"].get(name)
+            if value is not None and session_id not in (None, value):
+                raise OrpheusError("invalid-request", f"the header {name} and another session id of this request "
+                                                      "differ; send one of them")
+            session_id = session_id if value is None else value
+        if session_id is not None and not SESSION_ID.fullmatch(session_id):
+            raise OrpheusError("invalid-request", f"the session id in a header must be {KINDS['session'].says}")
+        return session_id
 
     def _agent(self, name: str) -> Agent:
         self._deployments.known(name)

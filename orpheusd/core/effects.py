@@ -67,6 +67,17 @@ class EndSession(NamedTuple):
     agent: str
 
 
+class Why(NamedTuple):
+    """The facts behind a placement: what was asked for, how long it waited, how many workers were open when it
+    started, and the session's home then."""
+
+    affinity: str
+    overlap: str
+    waited_s: float
+    idle: int
+    home: str | None
+
+
 class Resolve(NamedTuple):
     """Answer the caller: the run is in its terminal state. `code` is "" when it completed.
 
@@ -84,6 +95,7 @@ class Resolve(NamedTuple):
     duration_s: float
     cause: str
     agent: str
+    why: Why
 
 
 class VersionPromoted(NamedTuple):

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from orpheusd.core.deadlines import Deadlines
-from orpheusd.core.effects import CancelRun, Dispatch, Effect, EndSession, Resolve
+from orpheusd.core.effects import CancelRun, Dispatch, Effect, EndSession, Resolve, Why
 from orpheusd.core.run import Run, RunState
 from orpheusd.core.sessions import BATCH, Session
 from orpheusd.core.worker import Worker
@@ -193,7 +193,7 @@ class Router:
         self._emit(Resolve(
             run.id, state.value, code, message, run.worker.id if run.worker else None, run.session, run.context,
             run.entry.turns if run.entry else 0, now - (run.started_at if run.worker else run.queued_at), cause,
-            agent.id))
+            agent.id, _why(run, now)))
 
     def evict(self, agent: "Agent", now: float) -> None:
         """End the sessions that are too many and not in use; what is left over waits for the next turn."""
@@ -211,11 +211,11 @@ class Router:
 
     def _worker_now(self, agent: "Agent", run: Run, session: Session | None) -> Worker | None:
         """The worker on which a run that nobody waits before can start at once."""
+        if session is not None and session.running and run.overlap in EXCLUSIVE:
+            return None
         home = session.live_home if session is not None else None
         if home is None:
             return self._best_idle(agent)
-        if session is not None and session.running and run.overlap in EXCLUSIVE:
-            return None
         return home if home.open else None
 
     def _best_idle(self, agent: "Agent") -> Worker | None:
@@ -304,6 +304,7 @@ class Router:
 
     def _start(self, agent: "Agent", run: Run, worker: Worker, now: float, lane: Lane | None = None) -> None:
         run.move(RunState.STARTED)
+        run.idle = len(agent.idle)
         run.worker = worker
         run.started_at = now
         run.deadline = now + run.timeout_s
@@ -369,6 +370,12 @@ def _cold(run: Run, session: Session | None) -> bool:
 
 def _load(worker: Worker) -> tuple[int, int]:
     return worker.sessions, len(worker.runs)
+
+
+def _why(run: Run, now: float) -> Why:
+    home = run.entry.home if run.entry is not None else None
+    waited_s = (run.started_at if run.worker is not None else now) - run.queued_at
+    return Why(run.affinity, run.overlap, waited_s, run.idle, home.id if home is not None else None)
 
 
 def _key(run: Run) -> str:

@@ -51,7 +51,8 @@ class Run:
     """
 
     __slots__ = (
-        "affinity", "agent", "context", "deadline", "entry", "id", "kill_at", "overlap", "queue_deadline", "queued_at",
+        "affinity", "agent", "context", "deadline", "entry", "id", "idle", "kill_at", "overlap", "queue_deadline",
+        "queued_at",
         "require_warm", "session", "started_at", "state", "stopping", "timeout_s", "worker",
     )  # fmt: skip
 
@@ -72,6 +73,7 @@ class Run:
         self.worker: Worker | None = None
         self.context: str | None = None
         self.entry: Session | None = None
+        self.idle = 0
         self.started_at = 0.0
         self.deadline = 0.0
         self.stopping = ""

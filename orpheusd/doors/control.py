@@ -114,6 +114,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._calls: set[Call] = set()
         self._full = False
+        self._silent = False
         self._last_acts: list[Callable[[], None]] = []
         self.lost = False
 
@@ -148,6 +149,7 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """A client that has said all it wants to say may still wait for its answers."""
+        self._silent = True
         return bool(self._calls)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -189,6 +191,9 @@ class Connection(asyncio.Protocol):
 
     def done(self, call: Call) -> None:
         self._calls.discard(call)
+        if self._silent and not self._calls:
+            # after the answer, which is written in this turn of the loop
+            asyncio.get_running_loop().call_soon(self.close)
 
     def _serve(self, line: bytes) -> None:
         try:

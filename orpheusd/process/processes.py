@@ -82,6 +82,7 @@ class _Worker:
         self.dead = False
         self.waited = False
         self.kill_wanted = False
+        self.told_to_stop = False
 
 
 class Processes:
@@ -146,6 +147,7 @@ class Processes:
         worker = self._workers.get(worker_id)
         if worker is None:
             return
+        worker.told_to_stop = True
         if worker.channel is not None:
             worker.channel.say("stop", {})
         else:
@@ -213,7 +215,7 @@ class Processes:
         worker = self._workers.get(channel.owner)
         if worker is not None and worker.channel is channel:
             worker.eof = True
-            if not worker.dead and channel.process is not None:
+            if not worker.dead and not worker.told_to_stop and channel.process is not None:
                 # EOF without death: it closed its channel, and nobody can reach it any more
                 channel.process.send_signal(signal.SIGKILL)
             self._conclude(worker)

@@ -98,12 +98,22 @@ def test_headers_and_body_fields_become_parameters(door: DoorProcess, http: http
                             "affinity": "strict", "overlap": "queue", "require": "warm"}]
 
 
+def test_headers_that_may_bear_the_session_id_are_passed_on(door: DoorProcess, http: httpx.Client) -> None:
+    http.post(RUN, json={"input": 1}, headers={
+        "X-Conversation-Id": "c", "Mcp-Session-Id": "m", "Thread-ID": "t" * 200, "X-Session-Overlap": "queue",
+        "Authorization": "no", "Cookie": "id=no"})
+    assert asked(door) == [{
+        "agent": "my-agent", "input": 1, "overlap": "queue",
+        "session_headers": {"x-conversation-id": "c", "mcp-session-id": "m", "thread-id": "t" * 129}}]
+
+
 @pytest.mark.parametrize(("body", "headers", "says"), [
     ({"input": 1, "session_id": "a"}, {"X-Session-ID": "b"}, "differ"),
     ({"input": 1, "session_id": None}, {"X-Session-ID": "b"}, "differ"),
     ({"input": 1, "overlap": "queue"}, {"X-Session-Overlap": "reject"}, "differ"),
     ({"input": 1, "inptu": 2}, {}, "no others"),
     ({"input": 1, "stream": True}, {}, "no others"),
+    ({"input": 1, "session_headers": {"mcp-session-id": "a"}}, {}, "no others"),
     ({"input": 1, "agent": "other"}, {}, "no others"),
     ([1], {}, "must be an object"),
     ("text", {}, "must be an object"),

@@ -1,6 +1,7 @@
 """The HTTP door of a real daemon: sessions work through it, answers are as /openapi.json promises."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -118,6 +119,62 @@ def test_an_unknown_agent_is_not_found(http: httpx.Client) -> None:
     for answer in (http.post("/v1/agents/nobody/run", json={"input": 1}), http.get("/v1/agents/nobody"),
                    http.get(f"/v1/agents/{NAME}/sessions/nobody")):
         assert (answer.status_code, answer.json()["code"]) == (404, "not-found")
+
+
+@pytest.fixture(scope="module")
+def renamed(deployed: Daemon, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An agent whose callers send their own header."""
+    folder = tmp_path_factory.mktemp("agents") / "http-renamed"
+    deployed.deploy(write_agent(folder, AGENT, session={"header": "X-Conversation-Id"}))
+    return folder.name
+
+
+def ask(http: httpx.Client, agent: str, headers: dict[str, str], **body: Any) -> httpx.Response:
+    return http.post(f"/v1/agents/{agent}/run", json={"input": {}, **body}, headers=headers)
+
+
+def test_every_source_of_the_session_id_reaches_one_session(http: httpx.Client, renamed: str) -> None:
+    answers = [
+        ask(http, renamed, {"X-Session-ID": "same"}), ask(http, renamed, {"x-conversation-id": "same"}),
+        ask(http, renamed, {"Mcp-Session-Id": "same"}), ask(http, renamed, {}, session_id="same"),
+        ask(http, renamed, {"X-Session-ID": "same", "X-Conversation-Id": "same", "Mcp-Session-Id": "same"},
+            session_id="same")]
+    assert [one.json()["result"]["turn"] for one in answers] == [1, 2, 3, 4, 5]
+    assert {one.json()["session"]["id"] for one in answers} == {"same"}
+    assert ask(http, renamed, {"X-Request-Id": "other"}).json()["session"] is None
+
+
+@pytest.mark.parametrize(("headers", "body"), [
+    ({"X-Session-ID": "a", "X-Conversation-Id": "b"}, {}),
+    ({"X-Conversation-Id": "a", "Mcp-Session-Id": "b"}, {}),
+    ({"X-Session-ID": "a", "Mcp-Session-Id": "b"}, {}),
+    ({"X-Conversation-Id": "a"}, {"session_id": "b"}),
+    ({"Mcp-Session-Id": "a"}, {"session_id": "b"}),
+    ({"X-Conversation-Id": "a"}, {"input": {"session_id": "b"}}),
+])
+def test_sources_that_differ_are_refused(
+        http: httpx.Client, renamed: str, headers: dict[str, str], body: dict[str, Any]) -> None:
+    answer = ask(http, renamed, headers, **body)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid-request")
+    assert "differ" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("header", ["X-Conversation-Id", "Mcp-Session-Id"])
+@pytest.mark.parametrize("id", ["", "../etc", "a" * 129, "a b"])
+def test_a_bad_id_in_a_header_is_refused_and_not_ignored(
+        http: httpx.Client, renamed: str, header: str, id: str) -> None:
+    answer = ask(http, renamed, {header: id})
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid-request")
+    assert "session id" in answer.json()["error"]
+
+
+def test_the_header_is_the_agents_own_and_a_new_version_may_name_another(
+        http: httpx.Client, deployed: Daemon, tmp_path: Path) -> None:
+    assert ask(http, NAME, {"X-Conversation-Id": "x"}).json()["session"] is None
+    for header, other in (("X-First", "X-Second"), ("X-Second", "X-First")):
+        deployed.deploy(write_agent(tmp_path / "http-moves", AGENT, session={"header": header}))
+        assert ask(http, "http-moves", {header: "x"}).json()["session"]["id"] == "x"
+        assert ask(http, "http-moves", {other: "x"}).json()["session"] is None
 
 
 def test_nothing_is_changed_over_http(http: httpx.Client) -> None:

@@ -59,6 +59,13 @@ def test_durations(written: str, seconds: float) -> None:
     assert parse_manifest(f"{BASE}session: {{ttl: {written}}}").session.ttl == seconds
 
 
+@pytest.mark.parametrize(
+    "name", ["X-Conversation-Id", "x-thread", "Conversation-ID", "Mcp-Session-Id", "X-Session-ID"])
+def test_headers_that_may_bear_a_session_id(name: str) -> None:
+    assert parse_manifest(f"{BASE}session: {{header: {name}}}").session.header == name
+    assert parse_manifest(BASE).session.header is None
+
+
 @pytest.mark.parametrize(("written", "name"), [
     ("agent", "agent"), ("agent.py", "agent"), ("pkg.agent", "pkg.agent"), ("pkg.agent.py", "pkg.agent"),
 ])
@@ -170,6 +177,16 @@ MISTAKES = [
     ("session: {overlap: on}", 3, "one of allow, queue, reject, interrupt, not on (which YAML reads as true)"),
     ("session: {ttl: 24x}", 3,
      '`session.ttl` must be a duration such as 90s, 15m, 24h or 7d, or a number of seconds, not "24x"'),
+    ("session: {header: Conversation}", 3, "`session.header` must be a header name that starts with X- or ends with"),
+    ('session: {header: "X-A B"}', 3, "`session.header` must be a header name"),
+    ('session: {header: "X-A:"}', 3, "`session.header` must be a header name"),
+    ("session: {header: 3}", 3, "`session.header` must be a header name"),
+    ("session: {header: X-}", 3, "`session.header` must be a header name"),
+    (f"session: {{header: X-{'a' * 62}}}", 3, "`session.header` must be a header name"),
+    ("session: {header: Authorization}", 3, "`session.header` must be a header name"),
+    ("session: {header: Content-ID}", 3, "`session.header` must be a header of the callers' own"),
+    ("session: {header: X-Session-Overlap}", 3, "`session.header` must be a header of the callers' own"),
+    ("session: {header: X-Forwarded-For}", 3, "`session.header` must be a header of the callers' own"),
     ("session: {ttl: 0s}", 3, "`session.ttl` must be a duration"),
     ("session: {ttl: 367d}", 3, "`session.ttl` must be a duration"),
     ("telemetry: {labels: {a: [1]}}", 3, "`telemetry.labels.a` must be"),
@@ -258,8 +275,8 @@ def test_the_reference_pages_examples_hold() -> None:
     whole = next(block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "telemetry" in block)
     manifest = parse_manifest(whole)
     defaults = parse_manifest("name: my-agent\nruntime: python3\nenv: [OPENAI_API_KEY, MODE=prod]\n"
-                              "telemetry: {labels: {team: platform}}")
-    assert manifest == defaults  # every value shown is the default
+                              "telemetry: {labels: {team: platform}}\nsession: {header: X-Conversation-Id}")
+    assert manifest == defaults  # every other value shown is the default
     written = set(re.findall(r"^ *([a-z_]+):", whole, re.MULTILINE))
     leaves = {row.key.split(".")[-1] for row in rows(Manifest)} - {"engine", "model"}
     assert leaves <= written

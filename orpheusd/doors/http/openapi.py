@@ -20,6 +20,9 @@ _ALWAYS_CODES = ("invalid-request", "permission-denied", "internal", "overloaded
 _HTTP_STATUSES = (400, 403, 405, 431, 505)
 _BODY_STATUSES = (408, 413, 415)
 
+#: Parameters of a run that other headers say.
+_ELSEWHERE = ("stream", "session_headers")
+
 _REFUSAL = {"description": "refused or failed; `code` says why",
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
 
@@ -60,7 +63,7 @@ def _operation(operation: Operation, path: str) -> dict[str, Any]:
         headers = {name: header.decode().title() for header, name in PARAM_HEADERS.items()}
         described["parameters"] += [
             _parameter(param, "header", headers[param.name]) for param in others if param.name in headers]
-        described["requestBody"] = _body([param for param in others if param.name != "stream"])
+        described["requestBody"] = _body([param for param in others if param.name not in _ELSEWHERE])
     else:
         described["parameters"] += [_parameter(param, "query", param.name) for param in others]
     return described

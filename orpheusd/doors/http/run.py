@@ -25,6 +25,8 @@ PARAM_HEADERS = {
     b"x-session-overlap": "overlap",
     b"x-session-require": "require",
 }
+#: The rest of a value that is too long for a session id anyway is not passed on.
+SESSION_HEADER_CHARACTERS = 129
 
 
 class RunEndpoint:
@@ -34,8 +36,8 @@ class RunEndpoint:
         self._client = client
         self._bodies = bodies
         self._limits = limits
-        # The path says the agent and Accept asks for a stream.
-        self._fields = frozenset(param.name for param in operation.params) - {"agent", "stream"}
+        # The path says the agent, Accept asks for a stream, and headers are read from the head.
+        self._fields = frozenset(param.name for param in operation.params) - {"agent", "stream", "session_headers"}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["query_string"]:
@@ -67,7 +69,19 @@ class RunEndpoint:
                 if params.setdefault(name, text) != text:
                     raise OrpheusError(
                         "invalid-request", f"{header.decode()} and the body's `{name}` differ; say one of them")
+        if found := _session_headers(fields):
+            params["session_headers"] = found
         return params
+
+
+def _session_headers(fields: dict[bytes, bytes]) -> dict[str, str]:
+    """Every header that an agent's callers may send a session id in; the daemon knows which of them this agent's do.
+
+    The limits of a head bound them.
+    """
+    return {name.decode("latin-1"): value[:SESSION_HEADER_CHARACTERS].decode("ascii")
+            for name, value in fields.items()
+            if (name.startswith(b"x-") or name.endswith(b"-id")) and name not in PARAM_HEADERS}
 
 
 def _told(answer: bytes) -> list[tuple[bytes, bytes]]:

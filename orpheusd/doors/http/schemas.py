@@ -64,6 +64,10 @@ RESULTS: dict[str, Schema] = {
     "run.list": record(runs=array(_LOGGED)),
     "run.show": {"allOf": [_LOGGED, record(
         traceback=optional(STRING), damaged=BOOLEAN, input=ANY, result=ANY)]},
+    "run.why": record(
+        run_id=STRING, state=STRING, worker_id=optional(STRING), session_id=optional(STRING),
+        context=optional(STRING), affinity=STRING, overlap=STRING, waited_ms=NUMBER, open_workers=COUNT,
+        home=optional(STRING), because=array(STRING)),
     "agent.list": record(agents=array(record(workers=COUNT, **_AGENT))),
     "agent.show": record(workers=array(_WORKER), handler=optional(STRING), isolation=STRING, deployed_at=ANY,
                          settings={"type": "object"}, **_AGENT),

@@ -1,0 +1,120 @@
+"""What a session costs: the time to dispatch a run, and memory, with 1, 10 000 and 1 000 000 sessions.
+
+The supervisor alone, in a process of its own for each number of sessions, measured in turn. `python -m bench.core N`
+is such a process: it makes N sessions, says how many bytes each took, and times a batch for each line it reads.
+"""
+
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from bench import peers
+from bench.measure import Row, microseconds, times, verdict
+from orpheusd.core import effects as ef
+from orpheusd.core import events as ev
+from orpheusd.core.agent import Settings
+from orpheusd.core.pool import Policy
+from orpheusd.core.supervisor import Supervisor
+
+SESSIONS = (1, 10_000, 1_000_000)
+WORKERS = 2
+BATCH = 2000
+#: A million sessions are out of every cache; what is looked up is not, but for the one entry.
+MOST_TIMES_ONE_SESSION = 1.5
+MOST_BYTES = 400
+
+
+def rows(quick: bool) -> Iterator[Row]:
+    sizes, rounds = (SESSIONS[:2], 5) if quick else (SESSIONS, 25)
+    with ExitStack() as stack:
+        processes = {size: stack.enter_context(_process(size)) for size in sizes}
+        bytes_each = {size: float(_line(process)) for size, process in processes.items()}
+        taken: dict[int, list[float]] = {size: [] for size in sizes}
+        for _ in range(rounds):
+            for size, process in processes.items():
+                assert process.stdin is not None
+                print(file=process.stdin, flush=True)
+                taken[size].append(float(_line(process)))
+    one = statistics.median(taken[1])
+    yield Row("core: a run requested, dispatched, ended, 1 session", microseconds(one))
+    for size in sizes[1:]:
+        ratio = statistics.median(each / first for each, first in zip(taken[size], taken[1], strict=True))
+        yield Row(f"core: the same, {size:,} sessions", microseconds(statistics.median(taken[size])),
+                  f"1 session {microseconds(one)}", times(ratio), "the same",
+                  verdict(ratio <= MOST_TIMES_ONE_SESSION))
+    largest = sizes[-1]
+    yield Row(f"memory of an idle session, {largest:,} sessions", f"{bytes_each[largest]:,.0f} bytes",
+              budget=f"≤ {MOST_BYTES} bytes", verdict=verdict(bytes_each[largest] <= MOST_BYTES))
+
+
+def _process(sessions: int) -> "subprocess.Popen[str]":
+    return subprocess.Popen([sys.executable, "-m", "bench.core", str(sessions)], cwd=peers.ROOT, text=True,
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def _line(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+class _Desk:
+    """A supervisor with ready workers. Invariant: no run is under way between calls."""
+
+    def __init__(self) -> None:
+        self._supervisor = Supervisor("bench", Policy(), lambda: 0.5)
+        self._now = 0.0
+        self._runs = 0
+        settings = Settings(min_workers=WORKERS, max_workers=WORKERS, session_max=2 * SESSIONS[-1])
+        self._feed(ev.AgentLoaded("echo", 1, settings))
+
+    def run(self, session: str) -> None:
+        """One run of a session, from the request to the answer."""
+        self._runs += 1
+        run = f"r-{self._runs:016x}"
+        dispatch = self._feed(ev.RunRequested(run, "echo", session))
+        assert dispatch is not None, "the run was not dispatched at once"
+        self._feed(ev.RunEnded(dispatch.worker, run, "completed", ""))
+
+    def _feed(self, event: ev.Event) -> ef.Dispatch | None:
+        """The dispatch that follows from `event`, if one does; orders about processes are carried out at once."""
+        self._now += 1e-4
+        dispatch = None
+        for effect in self._supervisor.handle(event, self._now):
+            if isinstance(effect, ef.Dispatch):
+                dispatch = effect
+            elif isinstance(effect, ef.StartTemplate):
+                self._feed(ev.TemplateReady(effect.template))
+            elif isinstance(effect, ef.ForkWorker):
+                self._feed(ev.WorkerReady(effect.worker))
+        return dispatch
+
+
+def _serve(sessions: int) -> None:
+    desk = _Desk()
+    for _ in range(BATCH):
+        desk.run("warm-up")
+    before = _resident_bytes()
+    for number in range(sessions):
+        desk.run(f"user-{number:07}")
+    print((_resident_bytes() - before) / sessions, flush=True)
+    chosen = random.Random(1)
+    for _ in sys.stdin:
+        names = [f"user-{chosen.randrange(sessions):07}" for _ in range(BATCH)]
+        begun = time.perf_counter()
+        for name in names:
+            desk.run(name)
+        print((time.perf_counter() - begun) / BATCH, flush=True)
+
+
+def _resident_bytes() -> int:
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["RssAnon"].split()[0]) * 1024
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]))
