@@ -17,8 +17,8 @@ KEPT_RUNS = 10_000
 _BY_CONTEXT = {
     "new": "The session was not known. {worker}, with the fewest sessions of {idle} open workers, is its home now.",
     "warm": "{worker} is the session's home and holds its memory.",
-    "spilled": "The session's home, {home}, was busy for longer than the patience of `soft` affinity, so {worker}, one "
-               "of {idle} open workers, took the run without the session's memory. The home stays {home}.",
+    "spilled": "The session's home, {home}, was busy for longer than `soft` affinity waits, so {worker}, one of "
+               "{idle} open workers, took the run without the session's memory. The home stays {home}.",
     "lost": "The session's home had died and nothing was saved. {worker}, one of {idle} open workers, is the new one.",
     "restored": "The session's home had died. {worker}, one of {idle} open workers, is the new one, and found the "
                 "state that `workspace.session` had saved.",
