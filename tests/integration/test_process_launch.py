@@ -213,10 +213,24 @@ def test_nothing_of_a_template_outlives_it(house: House, how: str) -> None:  # f
     house.run(scenario())
 
 
+#: Children of this process that the test did not start, such as a daemon that several tests share.
+_strangers: set[int] = set()
+
+
+@pytest.fixture(autouse=True)
+def _meet_strangers() -> None:
+    _strangers.clear()
+    _strangers.update(_child_pids())
+
+
+def _child_pids() -> set[int]:
+    return set(map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()))
+
+
 def _children() -> set[int]:
-    """Living children: the dead among them are reaped, as an init would."""
+    """Living children that came with the test: the dead among them are reaped, as an init would."""
     living: set[int] = set()
-    for pid in map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()):
+    for pid in _child_pids() - _strangers:
         if os.waitpid(pid, os.WNOHANG)[0] == 0:
             living.add(pid)
     return living
