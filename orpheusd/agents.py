@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from orpheusd.deploy.problems import explain, refusal
 from orpheusd.deploy.yamldoc import Document, Place, Problem, Unreadable, read_document, shown
 from orpheusd.errors import OrpheusError
-from orpheusd.operations import AGENT_NAME
+from orpheusd.operations import AGENT_NAME, SESSION_HEADER
 
 #: A week: longer than any run or wait that is still meant to end.
 LONGEST_S = 7 * 24 * 3600
@@ -38,6 +38,9 @@ _SAFE_TO_SHOW = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 _NAME_RULE = "1 to 63 of a-z, 0-9 and -, starting with a letter or digit"
 _MODULE_RULE = "a Python module such as agent, agent.py or package.agent"
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d)", re.ASCII)
+_HEADER_RULE = "a header name that starts with X- or ends with -Id"
+#: Headers with a meaning of their own, standard or ours.
+_HEADERS_TAKEN = re.compile(r"content-.*|last-event-id|x-forwarded-.*|x-orpheus-.*|x-session-(?!id$).*", re.ASCII)
 _ENV_RULE = "a list of NAME and NAME=value, or a mapping of NAME to a value or to nothing"
 #: Keys that may stand without a value, as a heading whose lines were all removed.
 _SECTIONS = ("scaling", "session", "env", "telemetry")
@@ -117,6 +120,15 @@ def _identifier(word: str) -> bool:
     return word.isidentifier() and not keyword.iskeyword(word) and len(word) <= 128
 
 
+def _session_header(value: str) -> str:
+    name = value.lower()
+    if not SESSION_HEADER.fullmatch(name):
+        raise ValueError(f"must be {_HEADER_RULE}, not {shown(value)}")
+    if _HEADERS_TAKEN.fullmatch(name):
+        raise ValueError(f"must be a header of the callers' own, not {shown(value)}")
+    return value
+
+
 def _env_name(name: str) -> str:
     if not ENV_NAME.fullmatch(name):
         raise ValueError("must be named with letters, digits and _, not starting with a digit")
@@ -174,6 +186,8 @@ class Session(_Settings):
         "a duration such as 90s, 15m, 24h or 7d, or a number of seconds, up to 366d", "24h", gt=0, le=LONGEST_TTL_S)
     max: int = _key(100_000, "sessions remembered; beyond it the least recently used ends", ge=1, le=10_000_000)
     queue_size: int = _key(32, "runs of one session that may wait; more are refused with 429", ge=1, le=100_000)
+    header: Annotated[str, AfterValidator(_session_header)] | None = _key(
+        None, "an HTTP header that bears the session id when `X-Session-ID` does not", _HEADER_RULE)
 
 
 Label = Annotated[str, Field(max_length=256)]

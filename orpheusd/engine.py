@@ -205,8 +205,9 @@ class Engine:
         message = _believable(message)
         fields = message.fields
         self._ended_message = message
-        restored = fields["context"] == "restored"
-        self.feed(ev.RunEnded(worker_id, fields["run_id"], fields["state"], fields["code"], restored))
+        self.feed(ev.RunEnded(
+            worker_id, fields["run_id"], fields["state"], fields["code"], fields["context"] == "restored",
+            fields["saved"]))
         self._ended_message = None
 
     def _output(self, worker_id: str, message: Message) -> None:

@@ -77,6 +77,7 @@ def session_row(agent: Agent, id: str, session: Session, now: float) -> dict[str
         "turns": session.turns,
         "running": session.running,
         "waiting": len(lane.runs) if lane else 0,
+        "saved": session.saved,
         "idle_s": round(now - session.last_used, 3),
     }
 

@@ -39,11 +39,13 @@ NoSession.__module__ = SessionConflict.__module__ = SessionTooLarge.__module__ =
 class State:
     """One run's copy of its session's dict.
 
-    Invariant: `data` is None until it is touched; `generation` is that of the file it was loaded from, 0 for none.
+    Invariant: `data` is None until it is touched; `_generation` is that of the file it was loaded from, 0 for none;
+    `saved` tells, once it was touched, whether there is a file.
     """
 
     def __init__(self, session_id: str) -> None:
         self.data: dict[str, Any] | None = None
+        self.saved = False
         self._session_id = session_id
         self._generation = 0
         self._loaded = b"{}"
@@ -54,6 +56,7 @@ class State:
             record = read(self._session_id)
             self._generation, self.data = record["generation"], record["data"]
             self._loaded = _encode(record["data"])
+            self.saved = self._generation > 0
         return self.data
 
     def commit(self) -> None:
@@ -76,6 +79,7 @@ class State:
             head = json.dumps({"session": self._session_id, "generation": self._generation + 1})
             file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(file, head.encode() + b"\n" + encoded)
+        self.saved = True
 
 
 class SessionDict(MutableMapping[str, Any]):

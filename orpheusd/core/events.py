@@ -104,7 +104,7 @@ class RunRequested(NamedTuple):
 class RunEnded(NamedTuple):
     """The worker says that a run is over. `state` is a key of `wire.worker.ENDED_STATES`.
 
-    `restored`: the session had lost its home, and its saved state was found.
+    `restored`: the session had lost its home, and its saved state was found. `saved`: it has saved state now.
     """
 
     worker: str
@@ -112,6 +112,7 @@ class RunEnded(NamedTuple):
     state: str
     code: str
     restored: bool = False
+    saved: bool = False
 
 
 class CancelRequested(NamedTuple):

@@ -76,6 +76,7 @@ def _check_workers(agent: Agent, supervisor: Supervisor, seen: set[str]) -> None
 
 def _check_sessions(agent: Agent) -> None:
     homes: dict[Worker, int] = {}
+    saved: dict[Worker, int] = {}
     homeless = 0
     for id, session in agent.sessions.items():
         home = session.live_home
@@ -85,8 +86,10 @@ def _check_sessions(agent: Agent) -> None:
         else:
             _hold(agent.workers.get(home.id) is home, f"session {id} lives on {home.id}, which is not the agent's")
             homes[home] = homes.get(home, 0) + 1
+            saved[home] = saved.get(home, 0) + session.saved
     _hold(agent.sessions.homeless == homeless, f"{agent.id} counts {agent.sessions.homeless} homeless of {homeless}")
     for worker in agent.workers.values():
+        _hold(worker.saved == saved.get(worker, 0), f"{worker.id} miscounts its saved sessions")
         _hold(worker.sessions == homes.get(worker, 0),
               f"{worker.id} counts {worker.sessions} sessions of {homes.get(worker, 0)}")
     surplus = len(agent.sessions) - agent.settings.session_max

@@ -18,12 +18,12 @@ def wanted_workers(demand: int, settings: "Settings") -> int:
 
 
 def cheapest(workers: Iterable[Worker]) -> list[Worker]:
-    """Of `workers`, those that may be let go, the cheapest to lose first: dying ones, then idle ones with the fewest
-    sessions, the coldest of them first. A worker with a run, or one that somebody waits for, is not among them."""
+    """Of `workers`, those that may be let go, the cheapest to lose first: dying ones, then idle ones without sessions,
+    then those whose sessions are all saved, then the coldest. One with a run, or that somebody waits for, stays."""
     workers = list(workers)
     dying = [worker for worker in workers if worker.state is ProcessState.KILLING]
     free = [w for w in workers if w.state is ProcessState.READY and not w.runs and not w.lanes]
-    return dying + sorted(free, key=lambda worker: (worker.sessions, worker.idle_since))
+    return dying + sorted(free, key=lambda w: (w.sessions > 0, w.sessions > w.saved, w.idle_since))
 
 
 class Lull:

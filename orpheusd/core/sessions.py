@@ -19,15 +19,17 @@ BATCH = 1000
 class Session:
     """Invariant: `home`, while alive, holds this session's memory, and no other worker does.
 
-    `turns` counts the runs it has finished, `running` those on a worker now.
+    `turns` counts the runs it has finished, `running` those on a worker now. `saved` tells that it has state in the
+    workspace, so that its home costs less to lose.
     """
 
-    __slots__ = ("home", "last_used", "running", "turns")
+    __slots__ = ("home", "last_used", "running", "saved", "turns")
 
     def __init__(self, now: float) -> None:
         self.home: Worker | None = None
         self.turns = 0
         self.running = 0
+        self.saved = False
         self.last_used = now
 
     @property
@@ -40,7 +42,7 @@ class SessionMap:
     """All sessions of an agent, least recently used first.
 
     Invariant: `homeless` is the number of sessions without a live home; a worker's `sessions` the number
-    whose home it is.
+    whose home it is, its `saved` how many of these have saved state.
     """
 
     __slots__ = ("_by_id", "homeless")
@@ -85,6 +87,13 @@ class SessionMap:
         if self._by_id.get(id) is session:
             self._by_id.move_to_end(id)
 
+    def mark_saved(self, id: str, session: Session) -> None:
+        """The session has state in the workspace."""
+        home = session.live_home
+        if not session.saved and home is not None and self._by_id.get(id) is session:
+            home.saved += 1
+        session.saved = True
+
     def take_back(self, id: str, session: Session) -> None:
         """A run that `start` was told of has provably not started."""
         session.running -= 1
@@ -101,7 +110,7 @@ class SessionMap:
     def home_died(self, worker: Worker) -> None:
         """`worker` has exited: its sessions are homeless from now on. Constant work: they find out by themselves."""
         self.homeless += worker.sessions
-        worker.sessions = 0
+        worker.sessions = worker.saved = 0
 
     def remember(self, id: str, turns: int, last_used: float) -> None:
         """A session of an earlier life of the daemon: its home is gone."""
@@ -119,6 +128,7 @@ class SessionMap:
             self.homeless -= 1
         else:
             home.sessions -= 1
+            home.saved -= session.saved
         return home
 
     def surplus(self, most: int, waiting: Container[str]) -> list[str]:
@@ -161,5 +171,6 @@ class SessionMap:
     def _rehome(self, session: Session, worker: Worker) -> None:
         session.home = worker
         worker.sessions += 1
+        worker.saved += session.saved
         self.homeless -= 1
 

@@ -134,6 +134,8 @@ class Supervisor:
         self.router.ended(agent, run, now)
         if event.restored and run.context == "lost":
             run.context = "restored"
+        if event.saved and run.session is not None and run.entry is not None:
+            agent.sessions.mark_saved(run.session, run.entry)
         state = _RUN_STATE[event.state]
         self.router.resolve(agent, run, state, event.code, "", now)
         self.pool.run_ended(agent, worker, state is RunState.COMPLETED, now)

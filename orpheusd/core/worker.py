@@ -69,12 +69,12 @@ class Worker:
     """One worker process.
 
     Invariant: it has runs only while READY, DRAINING or KILLING, and never more than `capacity` of them.
-    `sessions` counts the sessions whose home it is; `lanes` are the waiting lanes that want this worker.
+    `sessions` counts the sessions whose home it is, `saved` those of them with saved state; `lanes` are the waiting lanes that want this worker.
     """
 
     __slots__ = (
-        "agent", "capacity", "deadline", "failure", "id", "idle_since", "lanes", "runs", "served", "sessions",
-        "slot", "started_at", "state", "template", "version",
+        "agent", "capacity", "deadline", "failure", "id", "idle_since", "lanes", "runs", "saved", "served",
+        "sessions", "slot", "started_at", "state", "template", "version",
     )  # fmt: skip
 
     def __init__(self, id: str, template: Template, slot: "Slot", now: float) -> None:
@@ -88,6 +88,7 @@ class Worker:
         self.runs: dict[str, Run] = {}
         self.lanes: OrderedDict[Lane, None] = OrderedDict()
         self.sessions = 0
+        self.saved = 0
         self.served = 0
         self.started_at = now
         self.idle_since = now

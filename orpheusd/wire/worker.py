@@ -103,9 +103,9 @@ MESSAGES: dict[str, Row] = {
     "ended": Row(
         _WORKER, _READY,
         {"run_id": _STR, "state": _STR, "code": _STR, "duration_us": _INT, "dropped_bytes": _INT,
-         "context": _OPT_STR}, True,
+         "context": _OPT_STR, "saved": (bool,)}, True,
         "a run is over (payload: the result when `state` is `completed`, else the error); `context` is what the run "
-        "was told, or `restored` instead of `lost`"),
+        "was told, or `restored` instead of `lost`; `saved` tells that the session has state in the workspace"),
     "log": Row(
         _INSIDE, _ALIVE,
         {"worker_id": _STR, "run_id": _OPT_STR, "session_id": _OPT_STR, "stream": _STR, "text": _STR,

@@ -126,6 +126,7 @@ class Run:
             "duration_us": (time.perf_counter_ns() - self.started_ns) // 1000,
             "dropped_bytes": self.output.dropped_bytes,
             "context": self.active.context,
+            "saved": self.state is not None and self.state.saved,
         }, outcome.payload
 
 

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from tests.daemon import Daemon, write_agent
+from tests.eventually import eventually
 
 AGENT = """
 turns = {}
@@ -83,12 +84,14 @@ def test_a_stream_says_what_happens_and_then_the_result(http: httpx.Client) -> N
 
 
 def test_every_answer_has_the_shape_that_is_promised(http: httpx.Client) -> None:
-    http.post(f"/v1/agents/{NAME}/run", json={"input": {}}, headers={"X-Session-ID": "shape"})
+    run_id = http.post(f"/v1/agents/{NAME}/run", json={"input": {}}, headers={"X-Session-ID": "shape"}).json()[
+        "request_id"]
+    eventually(lambda: http.get(f"/v1/runs/{run_id}").status_code == 200, what="the run in the run log")
     document = http.get("/openapi.json").json()
     for path, methods in document["paths"].items():
         if "get" not in methods:
             continue
-        answer = http.get(path.format(agent=NAME, session_id="shape"))
+        answer = http.get(path.format(agent=NAME, session_id="shape", run_id=run_id))
         assert answer.status_code == 200, (path, answer.text)
         media_type = answer.headers["Content-Type"].partition(";")[0]
         content = methods["get"]["responses"]["200"]["content"][media_type]
@@ -182,6 +185,6 @@ def test_nothing_is_changed_over_http(http: httpx.Client) -> None:
     for path, methods in http.get("/openapi.json").json()["paths"].items():
         for method, entry in methods.items():
             if "200" not in entry["responses"]:
-                answer = http.request(method, path.format(agent=NAME, session_id="kept"))
+                answer = http.request(method, path.format(agent=NAME, session_id="kept", run_id="r-1"))
                 assert (answer.status_code, answer.json()["code"]) == (403, "permission-denied"), (method, path)
     assert http.get("/v1/agents").json() == before

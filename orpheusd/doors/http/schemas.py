@@ -38,7 +38,8 @@ def counts(*names: str) -> Schema:
     return record(**dict.fromkeys(names, COUNT))
 
 
-_SESSION = record(id=SESSION_ID, home=optional(STRING), turns=COUNT, running=COUNT, waiting=COUNT, idle_s=NUMBER)
+_SESSION = record(id=SESSION_ID, home=optional(STRING), turns=COUNT, running=COUNT, waiting=COUNT, saved=BOOLEAN,
+                  idle_s=NUMBER)
 #: What the monitor measures; null until it has looked at the process for the first time.
 _PROCESS = {"pid": COUNT, "rss_bytes": optional(COUNT), "cpu_percent": optional(NUMBER), "children": optional(COUNT),
             "threads": optional(COUNT)}
