@@ -69,7 +69,8 @@ class Worker:
     """One worker process.
 
     Invariant: it has runs only while READY, DRAINING or KILLING, and never more than `capacity` of them.
-    `sessions` counts the sessions whose home it is, `saved` those of them with saved state; `lanes` are the waiting lanes that want this worker.
+    `sessions` counts the sessions whose home it is, `saved` those of them with saved state; `lanes` are the waiting
+    lanes that want this worker.
     """
 
     __slots__ = (

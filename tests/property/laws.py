@@ -115,7 +115,10 @@ def _deadlines_of(witness: Witness, agent: AgentRecord) -> Iterator[tuple[float,
     for run in agent.heads():
         session, home = agent.session_of(run), witness.home_of(agent, run)
         blocked = run.exclusive and session is not None and session.running
-        if home is not None and not blocked and run.roams and witness.impatient_at(agent, run) > witness.now:
+        # when a late timer gave up a run of the session, its patience may have begun before
+        late = isinstance(witness.event, ev.TimePassed) and session is not None and session.unparked_at == witness.now
+        patient = witness.impatient_at(agent, run) > witness.now
+        if home is not None and not blocked and run.roams and patient and not late:
             yield witness.impatient_at(agent, run, latest=True), f"the patience of {run.id}"
     for id, session in agent.sessions.items():
         if not agent.in_use(id):

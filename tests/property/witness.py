@@ -199,7 +199,9 @@ class Witness(Account):
             context = "lost"
             session.home, session.home_at = worker.id, self.now
         hold(effect.context == context, f"{effect} says {effect.context}, and it is {context}")
-        hold(effect.turn == session.turns + 1, f"{effect} is turn {session.turns + 1}")
+        # a late timer may find a patience over before it gives up a run of the same session
+        late = isinstance(self.event, ev.TimePassed) and effect.turn <= session.turns
+        hold(late or effect.turn == session.turns + 1, f"{effect} is turn {session.turns + 1}")
         session.running[run.id] = run
         session.last_used = self.now
 
