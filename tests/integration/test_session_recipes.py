@@ -14,7 +14,6 @@ import pytest
 from orpheusd.errors import OrpheusError
 from tests.console import run, steps
 from tests.daemon import ROOT, Control, Daemon
-from tests.eventually import eventually
 
 PAGE = (ROOT / "docs/sessions.md").read_text().partition("\n## Recipes\n")[2].partition("\n## ")[0]
 RECIPES = dict(re.findall(r"^### (.*?)\n(.*?)(?=^### |\Z)", PAGE, re.MULTILINE | re.DOTALL))
@@ -91,12 +90,15 @@ def test_a_single_writer_loses_no_change(daemon: Daemon, cook: Callable[[str], s
 def test_an_interrupted_agent_answers_the_new_question(daemon: Daemon, cook: Callable[[str], str]) -> None:
     name = cook("Interrupting an agent")
     with daemon.connect() as control, daemon.connect() as other:
-        control.send("run", agent=name, session_id="bob", input={"question": "life", "steps": 2000})
-        eventually(lambda: any(row["id"] == "bob" and row["running"]
-                               for row in other.call("session.list", agent=name)["sessions"]))
+        first = control.send("run", agent=name, session_id="bob", stream=True,
+                             input={"question": "life", "steps": 2000})
+        while control.receive().get("params", {}).get("data") != "thinking about life":
+            pass  # each frame within the connection's deadline
         begun = time.monotonic()
         answer = other.call("run", agent=name, session_id="bob", input={"question": "tea"})
         assert time.monotonic() - begun < 1.0
         assert answer["result"] == {"answer": "enough of tea", "dropped": ["life"]}
         assert answer["session"]["context"] == "warm"
-        assert control.receive()["error"]["data"]["code"] == "cancelled"
+        while (frame := control.receive()).get("id") != first:
+            pass
+        assert frame["error"]["data"]["code"] == "cancelled"

@@ -36,6 +36,7 @@ def handler(input_data):
 """
 CLOCKED_ASYNC = "import asyncio" + CLOCKED.replace("def ", "async def ").replace("time.sleep", "await asyncio.sleep")
 DOORS = ["control", "ctl", "http"]
+KINDS = pytest.mark.parametrize(("code", "concurrency"), [(CLOCKED, 1), (CLOCKED_ASYNC, 4)], ids=["sync", "async"])
 #: Longer than any test waits: such a run ends only when it is stopped.
 ENDLESS_S = 30.0
 
@@ -108,7 +109,7 @@ def endless(daemon: Daemon, agent: str, session: str) -> Iterator[Control]:
 
 
 @pytest.mark.parametrize("trials", [100, pytest.param(1000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("code", "concurrency"), [(CLOCKED, 1), (CLOCKED_ASYNC, 4)], ids=["sync", "async"])
+@KINDS
 def test_two_first_runs_at_one_instant_meet_one_home(
         daemon: Daemon, tmp_path: Path, trials: int, code: str, concurrency: int) -> None:
     name = deploy(daemon, tmp_path / f"firsts-{concurrency}-{trials}", code, workers=2, concurrency=concurrency,
@@ -134,9 +135,11 @@ def test_two_first_runs_at_one_instant_meet_one_home(
     assert len(answers[0]) == trials
 
 
-def test_strict_queue_is_one_at_a_time_in_order_and_delays_nobody(daemon: Daemon, tmp_path: Path) -> None:
-    name = deploy(daemon, tmp_path / "single-file", workers=2, session={"queue_size": 200},
-                  scaling={"queue_size": 500})
+@KINDS
+def test_strict_queue_is_one_at_a_time_in_order_and_delays_nobody(
+        daemon: Daemon, tmp_path: Path, code: str, concurrency: int) -> None:
+    name = deploy(daemon, tmp_path / f"single-file-{concurrency}", code, workers=2, concurrency=concurrency,
+                  session={"queue_size": 200}, scaling={"queue_size": 500})
     how = {"affinity": "strict", "overlap": "queue"}
     with daemon.connect() as one, daemon.connect() as others:
         ids = [one.send("run", agent=name, session_id="one", input={"work_s": 0.005}, **how) for _ in range(200)]
@@ -203,7 +206,7 @@ def test_a_flooded_session_does_not_triple_the_others_p99(daemon: Daemon, tmp_pa
 
 
 @pytest.mark.parametrize("door", DOORS)
-@pytest.mark.parametrize(("code", "concurrency"), [(CLOCKED, 1), (CLOCKED_ASYNC, 4)], ids=["sync", "async"])
+@KINDS
 def test_interrupt_stops_what_the_session_does_and_runs(
         daemon: Daemon, tmp_path: Path, door: str, code: str, concurrency: int) -> None:
     name = deploy(daemon, tmp_path / f"interrupts-{concurrency}-{door}", code, concurrency=concurrency)

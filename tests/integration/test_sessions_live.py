@@ -59,16 +59,17 @@ def run_all(daemon: Daemon, agent: str, jobs: list[tuple[str, float]], at_once: 
     return answers
 
 
-def deploy(daemon: Daemon, folder: Path, workers: int) -> str:
+def deploy(daemon: Daemon, folder: Path, workers: int, patience_ms: int = 100) -> str:
     """Deploys a counting agent with that many workers, all of them ready."""
     scaling = {"min_workers": workers, "max_workers": workers}
-    daemon.deploy(write_agent(folder, COUNTING, scaling=scaling))
+    daemon.deploy(write_agent(folder, COUNTING, scaling=scaling, session={"patience_ms": patience_ms}))
     eventually(lambda: daemon.call("agent.stats", agent=folder.name)["workers"]["healthy"] == workers)
     return folder.name
 
 
 def test_sessions_keep_their_worker(daemon: Daemon, tmp_path: Path) -> None:
-    deploy(daemon, tmp_path / "keeps", workers=4)
+    # more patience than the default: where a machine stands still for 100 ms, a spill is right
+    deploy(daemon, tmp_path / "keeps", workers=4, patience_ms=20_000)
     jobs = [(f"s{n}", 0.001) for n in range(64) for _ in range(50)]
     answers = run_all(daemon, "keeps", jobs, at_once=8)
     for session, given in answers.items():

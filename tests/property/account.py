@@ -6,7 +6,7 @@ from typing import Any
 from orpheusd.core import events as ev
 from orpheusd.core.agent import Settings
 from orpheusd.core.pool import Policy
-from orpheusd.core.restart import INTENSITY, QUARANTINE_S, WINDOW_S
+from orpheusd.core.restart import INTENSITY, ONE_CAUSE_S, QUARANTINE_S, WINDOW_S
 from tests.property.records import AgentRecord, RunRecord, SessionRecord, TemplateRecord, WorkerRecord
 
 
@@ -160,7 +160,8 @@ class Account:
 
     def _failed(self, agent: AgentRecord) -> None:
         """Something of the agent has died, and it is the agent's own fault."""
-        agent.failures = [*agent.failures, self.now][-INTENSITY:]
+        if not agent.failures or self.now - agent.failures[-1] >= ONE_CAUSE_S:
+            agent.failures = [*agent.failures, self.now][-INTENSITY:]
         often = len(agent.failures) == INTENSITY and self.now - agent.failures[0] <= WINDOW_S
         if often and agent.quarantined_until is None:
             agent.quarantined_until = self.now + QUARANTINE_S

@@ -116,10 +116,10 @@ class Life(RuleBasedStateMachine):
     def obey(self) -> None:
         self.world.obey()
 
-    @rule(number=NUMBERS, state=st.sampled_from(tuple(CODE_OF)), restored=st.booleans())
-    def end_run(self, number: int, state: str, restored: bool) -> None:
+    @rule(number=NUMBERS, state=st.sampled_from(tuple(CODE_OF)), restored=st.booleans(), saved=st.booleans())
+    def end_run(self, number: int, state: str, restored: bool, saved: bool) -> None:
         if self.started:
-            self.world.end(pick(self.started, number), state, restored)
+            self.world.end(pick(self.started, number), state, restored, saved)
 
     @rule(number=NUMBERS, times=st.integers(2, 8))
     def work(self, number: int, times: int) -> None:

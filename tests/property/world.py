@@ -124,10 +124,10 @@ class World:
 
     # Processes
 
-    def end(self, run: str, state: str = "completed", restored: bool = False) -> None:
+    def end(self, run: str, state: str = "completed", restored: bool = False, saved: bool = False) -> None:
         """The run's worker says that it is over."""
         worker = next(worker for worker in self.processes.workers.values() if run in worker.runs)
-        self.tell(ev.RunEnded(worker.id, run, state, CODE_OF[state], restored))
+        self.tell(ev.RunEnded(worker.id, run, state, CODE_OF[state], restored, saved))
 
     def ready(self, id: str) -> None:
         """A template or a worker has started."""
