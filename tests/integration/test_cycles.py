@@ -10,11 +10,11 @@ from tests.daemon import Daemon, write_agent
 from tests.eventually import eventually
 
 
-def holdings(daemon: Daemon) -> dict[str, object]:
+def holdings(daemon: Daemon, temporary: Path) -> dict[str, object]:
     """What the daemon has that could leak: processes, descriptors, mounts, and entries in its directories."""
     process = psutil.Process(daemon.pid)
     places = [daemon.runtime_dir, daemon.state_dir / "tmp", daemon.state_dir / "agents", daemon.state_dir / "venvs",
-              Path("/tmp")]
+              temporary]
     return {
         "processes": sorted(child.name() for child in process.children(recursive=True)),
         "descriptors": process.num_fds(),
@@ -29,7 +29,7 @@ def cycle(daemon: Daemon, folder: Path, times: int) -> None:
         answer = daemon.call("run", agent=folder.name, input={}, session_id=f"s{turn}")
         assert answer["result"] == "there"
         assert answer["session"]["context"] == "new", "an agent that was undeployed remembers no session"
-        daemon.call("undeploy", agent=folder.name, purge=turn % 2 == 0)
+        daemon.call("undeploy", agent=folder.name, purge=turn % 2 == 0 or turn == times - 1)
 
 
 @pytest.mark.parametrize("times", [
@@ -37,7 +37,9 @@ def cycle(daemon: Daemon, folder: Path, times: int) -> None:
     pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.deadline(1800.0)]),
 ])
 def test_cycles_leave_nothing(new_daemon: Callable[..., Daemon], tmp_path: Path, times: int) -> None:
-    daemon = new_daemon()
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    daemon = new_daemon(env={"TMPDIR": str(temporary)})
     folder = write_agent(tmp_path / "comes-and-goes", """
 import subprocess
 def handler(input_data):
@@ -46,7 +48,7 @@ def handler(input_data):
     return "there"
 """)
     cycle(daemon, folder, 3)
-    before = holdings(daemon)
+    before = holdings(daemon, temporary)
     cycle(daemon, folder, times)
-    eventually(lambda: holdings(daemon) == before, what=f"{before}, and it is {holdings(daemon)}")
+    eventually(lambda: holdings(daemon, temporary) == before, what=f"{before}, not {holdings(daemon, temporary)}")
 
