@@ -6,11 +6,15 @@ busy worker whose runs all have the same timeout costs one entry a timeout, not 
 """
 
 from collections.abc import Hashable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
+
+#: So many stale entries are not worth the work of throwing them out.
+FEW = 64
 
 
 class Deadlines:
-    """Invariant: every owner in `_armed` has an entry in `_heap` at that time; other entries are stale."""
+    """Invariant: every owner in `_armed` has an entry in `_heap` at that time; other entries are stale, and about
+    as many as there are owners at most."""
 
     __slots__ = ("_armed", "_count", "_heap")
 
@@ -29,6 +33,8 @@ class Deadlines:
             self._armed[owner] = at
             self._count += 1
             heappush(self._heap, (at, self._count, owner))
+            if len(self._heap) > 2 * len(self._armed) + FEW:
+                self._throw_out()
 
     def forget(self, owner: Hashable) -> None:
         self._armed.pop(owner, None)
@@ -49,3 +55,9 @@ class Deadlines:
                 del self._armed[owner]
                 owners.append(owner)
         return owners
+
+    def _throw_out(self) -> None:
+        """Keep no stale entry. Each has paid for this by being pushed."""
+        self._heap = [(at, count, owner) for count, (owner, at) in enumerate(self._armed.items(), self._count)]
+        self._count += len(self._heap)
+        heapify(self._heap)

@@ -96,6 +96,8 @@ class Pool:
         template.deadline = None
         if template is agent.candidate:
             self._fork(agent, template, agent.trial_slot, now)
+        else:
+            agent.template_slot.succeeded()
 
     def template_failed(self, agent: Agent, template: Template, message: str, now: float) -> None:
         if template.state is not ProcessState.STARTING:

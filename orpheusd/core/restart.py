@@ -20,6 +20,9 @@ WINDOW_S = 60.0
 QUARANTINE_S = 30.0
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MOST_S = 30.0
+#: Deaths within this time have one cause, such as a template that takes its workers along: nothing that was started
+#: to replace the first of them can have died yet.
+ONE_CAUSE_S = BACKOFF_FIRST_S / 2
 
 
 class Slot:
@@ -57,8 +60,9 @@ class Record:
         return len(self._times)
 
     def failed(self, now: float, reason: str) -> None:
-        self._times.append(now)
         self.reason = reason
+        if not self._times or now - self._times[-1] >= ONE_CAUSE_S:
+            self._times.append(now)
 
     def clear(self) -> None:
         self._times.clear()

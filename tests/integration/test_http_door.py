@@ -1,6 +1,7 @@
 """The HTTP door as its callers see it: routes, parameters, answers and errors, against a scripted daemon."""
 
 import json
+import re
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,17 @@ import pytest
 
 from orpheusd.errors import CODES, OrpheusError
 from orpheusd.operations import OPERATIONS, Access, Operation
-from tests.integration.door_peer import DoorProcess, Peer, echo, never, post, run_result, until_closed, until_quiet
+from tests.integration.door_peer import (
+    DoorProcess,
+    Peer,
+    echo,
+    first_answer,
+    never,
+    post,
+    run_result,
+    until_closed,
+    until_quiet,
+)
 
 SERVED = [one for one in OPERATIONS if one.http and one.access is not Access.ADMIN]
 FORBIDDEN = [one for one in OPERATIONS if one.http and one.access is Access.ADMIN]
@@ -261,6 +272,27 @@ def test_pipelined_requests_are_answered_in_order(door: DoorProcess) -> None:
         received = until_quiet(client)
     bodies = [json.loads(part.split(b"\r\n\r\n")[1]) for part in received.split(b"HTTP/1.1 200 ")[1:]]
     assert [body["result"] for body in bodies] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("request_bytes", [
+    post(b'{"input":[1]}', b"X-Session-ID: s-1"), post(b'{"input":[1]}', b"X-Session-Overlap: mad"), post(b"no"),
+    post(b'{"input":1}', path=b"/v1/nowhere"), post(b'{"input":1}', path=b"/v1/agents/%C3%A4/run"),
+    post(b'{"input":1}').replace(b"localhost", b"elsewhere"), post(b'{"input":1}').replace(b"/json", b"/xml"),
+    post(b'{"input":1}', b"X-A: \xe4"), post(b'{"input":1}', b"Connection: close"), post(b""),
+    post(b'{"input":1}').replace(b"HTTP/1.1", b"HTTP/1.0")])
+def test_a_request_is_answered_the_same_whether_it_arrives_whole_or_in_two(
+        door: DoorProcess, request_bytes: bytes) -> None:
+    with door.connect() as whole, door.connect() as halves:
+        whole.sendall(request_bytes)
+        first = first_answer(whole)
+        halves.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        halves.sendall(request_bytes[:10])
+        # Another request, answered meanwhile, shows that the door has read the first half.
+        assert door.exchange(post(b'{"input":1}'))
+        halves.sendall(request_bytes[10:])
+        second = first_answer(halves)
+    assert first.startswith(b"HTTP/1.1 ")
+    assert re.sub(rb"date: [^\r]*", b"", first) == re.sub(rb"date: [^\r]*", b"", second)
 
 
 def test_a_client_that_leaves_does_not_stop_its_run(door: DoorProcess, http: httpx.Client) -> None:

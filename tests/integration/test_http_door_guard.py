@@ -12,7 +12,16 @@ import httpx
 import pytest
 
 from tests.eventually import eventually
-from tests.integration.door_peer import DoorProcess, echo, first_answer, post, run_result, until_closed
+from tests.integration.door_peer import (
+    DoorProcess,
+    echo,
+    first_answer,
+    never,
+    post,
+    run_result,
+    until_closed,
+    until_quiet,
+)
 
 BODY = b'{"input":1}'
 MIB = 1024 * 1024
@@ -200,6 +209,34 @@ def test_slow_headers_and_idle_connections_are_closed(tmp_path: Path) -> None:
             assert time.monotonic() - started < 0.9
             assert until_closed(idle) == b""
             assert time.monotonic() - started > 0.8
+
+
+def test_the_time_of_a_run_is_not_idle_time(tmp_path: Path) -> None:
+    with DoorProcess(tmp_path / "log", header_deadline_s=0.1, keep_alive_s=0.3) as door:
+        door.peer.scripts["run"] = never
+        with door.connect(0.7) as client:
+            for number in (1, 2):
+                client.sendall(post(BODY))
+                call = door.peer.awaited("run", number)[-1]["id"]
+                assert until_quiet(client) == b"", "twice as long as an idle connection may last"
+                door.peer.answer(call, run_result())
+                assert status(first_answer(client)) == 200
+            answered = time.monotonic()
+            assert until_closed(client) == b""
+            assert time.monotonic() - answered > 0.2
+
+
+def test_a_client_that_sends_on_and_on_is_not_listened_to_while_it_is_answered(tmp_path: Path) -> None:
+    with DoorProcess(tmp_path / "log", grace_s=0.2) as door:
+        door.peer.scripts["run"] = never
+        with door.connect(0.5) as client:
+            client.sendall(post(BODY))
+            door.peer.awaited("run")
+            before = door.rss_bytes()
+            with pytest.raises(TimeoutError):
+                client.sendall(post(BODY) * (64 * MIB // len(post(BODY))))
+            assert door.rss_bytes() - before < 8 * MIB
+            assert len(door.peer.requests) == 1
 
 
 def test_a_full_house_lets_the_longest_idle_go(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from orpheusd.errors import OrpheusError
 
 #: Set in the scope of a request whose body was read to its end.
 BODY_READ = "orpheus.body_read"
+#: Set in the scope of a request that arrived whole: there is nothing to wait for.
+WHOLE = "orpheus.whole"
 
 
 class Bodies:
@@ -27,14 +29,17 @@ class Bodies:
         head: Head = scope[HEAD]
         if head.body_bytes is not None and head.body_bytes > self._limits.body_bytes:
             raise self._too_large()
+        body = await (self._collect(receive) if WHOLE in scope else self._collect_in_time(receive))
+        scope[BODY_READ] = True
+        return body
+
+    async def _collect_in_time(self, receive: Receive) -> bytes:
         try:
             async with asyncio.timeout(self._limits.body_deadline_s):
-                body = await self._collect(receive)
+                return await self._collect(receive)
         except TimeoutError:
             raise Refused(408, "invalid-request",
                           f"the body did not arrive within {self._limits.body_deadline_s:g} s") from None
-        scope[BODY_READ] = True
-        return body
 
     async def _collect(self, receive: Receive) -> bytes:
         pieces: list[bytes] = []

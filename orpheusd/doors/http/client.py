@@ -45,10 +45,14 @@ class ControlClient(asyncio.Protocol):
         self._waiting: dict[int, asyncio.Future[bytes] | Stream] = {}
         self._last_id = 0
         self._transport: asyncio.Transport | None = None
+        self._is_paused = False
+        self._unsent: list[bytes] = []
+        self._unsent_bytes = 0
+        self._loop = asyncio.get_running_loop()
 
     async def call(self, method: str, params: dict[str, Any]) -> bytes:
         """The result, as JSON text. Raises OrpheusError."""
-        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[bytes] = self._loop.create_future()
         id = self._send(method, params, future)
         try:
             return await future
@@ -96,7 +100,7 @@ class ControlClient(asyncio.Protocol):
         transport = self._transport
         if transport is None or transport.is_closing():
             raise _unreachable("the control connection is closed")
-        if transport.get_write_buffer_size() > UNREAD_LIMIT_BYTES:
+        if transport.get_write_buffer_size() + self._unsent_bytes > UNREAD_LIMIT_BYTES:
             raise OrpheusError("overloaded", "the daemon does not keep up with its requests; try again later")
         self._last_id = id = self._last_id + 1
         frame = orjson.dumps(request(id, method, params), option=orjson.OPT_APPEND_NEWLINE)
@@ -104,8 +108,18 @@ class ControlClient(asyncio.Protocol):
             # Small JSON can be long when written out: 1e15 becomes 1000000000000000.0.
             raise OrpheusError("too-large", f"the input is longer than {FRAME_LIMIT_BYTES} bytes when written out")
         self._waiting[id] = waiting
-        transport.write(frame)
+        # What this turn of the loop asks goes out together: each write of its own would wake the daemon once more.
+        if not self._unsent:
+            self._loop.call_soon(self._write_unsent)
+        self._unsent.append(frame)
+        self._unsent_bytes += len(frame)
         return id
+
+    def _write_unsent(self) -> None:
+        frames, self._unsent = self._unsent, []
+        self._unsent_bytes = 0
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
 
     def _hand_out(self) -> None:
         slice_bytes = 0
@@ -113,11 +127,13 @@ class ControlClient(asyncio.Protocol):
             slice_bytes += len(self._backlog[0])
             if slice_bytes > SLICE_BYTES and slice_bytes > len(self._backlog[0]):
                 if self._transport is not None:
+                    self._is_paused = True
                     self._transport.pause_reading()
-                asyncio.get_running_loop().call_soon(self._hand_out)
+                self._loop.call_soon(self._hand_out)
                 return
             self._dispatch(self._backlog.popleft())
-        if self._transport is not None and not self._transport.is_closing():
+        if self._is_paused and self._transport is not None and not self._transport.is_closing():
+            self._is_paused = False
             self._transport.resume_reading()
 
     def _dispatch(self, line: bytes) -> None:

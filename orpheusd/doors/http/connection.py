@@ -1,13 +1,16 @@
-"""One client's connection: bytes between its socket and Hypercorn's HTTP/1.1, each wait with a deadline.
+"""One client's connection: bytes between its socket and HTTP/1.1, each wait with a deadline.
 
 Takes the place of Hypercorn's own TCP server, which waits for ever for a client that does not read and resets one
-that is still sending when it is refused. It knows nothing of what requests ask for.
+that is still sending when it is refused. Plain requests take the short way of plain.py, all others go through
+Hypercorn's h11. It knows nothing of what requests ask for.
 """
 
 import asyncio
 import time
+from collections import deque
+from collections.abc import Callable
 from enum import Enum
-from typing import Any
+from typing import Any, cast
 
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.events import Closed, Event, RawData, Updated
@@ -16,13 +19,19 @@ from hypercorn.utils import parse_socket_addr
 
 from orpheusd.doors.http.inbox import Tasks
 from orpheusd.doors.http.limits import Limits
+from orpheusd.doors.http.plain import Address, Exchange, PlainRequest, read_plain
 from orpheusd.doors.http.protocol import DoorConfig, PlainHTTP
 
+#: What was received is handed on in pieces of at most this size.
 READ_BYTES = 64 * 1024
+#: What may wait to be handed on before the client is not listened to; one read of uvloop may come on top.
+READ_AHEAD_BYTES = 2 * READ_BYTES
 #: A long answer goes out in pieces of this size, each with its own deadline.
 PIECE_BYTES = 256 * 1024
 #: What a client may leave unread before the answer waits for it.
 HIGH_WATER_BYTES = 64 * 1024
+#: A timer that comes this early is not worth another one.
+TIMER_SLACK_S = 0.002
 
 
 class Phase(Enum):
@@ -34,40 +43,51 @@ class Phase(Enum):
     CLOSING = "closing"  # the client, to close its side; what it still sends is dropped
 
 
-class Connection:
-    """Invariant: in each phase but ANSWER a timer runs that ends it; a wait for the client to read has a deadline."""
+class Connection(asyncio.Protocol):
+    """Invariant: in each phase but ANSWER a deadline ends it; a wait for the client to read has a deadline; what waits
+    in `_received` is at most `READ_AHEAD_BYTES` and one read.
+    """
 
-    def __init__(self, app: Any, config: DoorConfig, context: WorkerContext, limits: Limits,
-                 reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, app: Any, config: DoorConfig, context: WorkerContext, limits: Limits) -> None:
         self.phase = Phase.HEADERS
         self.idle_since = 0.0
         self._app = app
         self._config = config
         self._context = context
         self._limits = limits
-        self._reader = reader
-        self._writer = writer
-        self._transport = writer.transport
-        self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(limits.header_deadline_s, self.close)
-        self._protocol: PlainHTTP | None = None
+        self._transport: asyncio.Transport
+        self._client: Address = None
+        self._server: Address = None
+        self._received: deque[bytes] = deque()
+        self._received_bytes = 0
+        self._is_paused = False
+        self._ended = False
+        self._arrival: asyncio.Future[None] | None = None
+        self._lost = asyncio.Event()
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._deadline = 0.0  # 0: none
+        self._late: Callable[[], None] = self.close
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
 
     async def run(self) -> None:
         """Returns when the connection is closed and every request on it was answered."""
         try:
-            socket = self._writer.get_extra_info("socket")
-            client = parse_socket_addr(socket.family, socket.getpeername())
-            server = parse_socket_addr(socket.family, socket.getsockname())
+            self._enter(Phase.HEADERS, self._limits.header_deadline_s, self.close)
+            socket = self._transport.get_extra_info("socket")
+            self._client = parse_socket_addr(socket.family, socket.getpeername())
+            self._server = parse_socket_addr(socket.family, socket.getsockname())
             async with Tasks(self._loop) as tasks:
-                self._protocol = PlainHTTP(self._app, self._config, self._context, tasks, ConnectionState({}), False,
-                                           client, server, self._send)
-                await self._read(self._protocol)
+                await self._read(PlainHTTP(self._app, self._config, self._context, tasks, ConnectionState({}), False,
+                                           self._client, self._server, self._send))
             await self._flush()
         except OSError:
             pass  # the client is gone
         finally:
-            self._timer.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
             self._transport.abort()
 
     def close(self) -> None:
@@ -76,32 +96,77 @@ class Connection:
             self._enter(Phase.CLOSING, self._limits.send_deadline_s, self._transport.abort)
             self._transport.close()
 
-    def _linger(self) -> None:
-        """Say that no more is coming, and wait for the client to close: it may still be sending."""
-        if self.phase is not Phase.CLOSING:
-            self._enter(Phase.CLOSING, self._limits.linger_s, self._lingered)
-            if not self._transport.is_closing():
-                self._writer.write_eof()
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its class
+        self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
 
-    def _lingered(self) -> None:
-        if self._transport.get_write_buffer_size() == 0:
-            self._transport.abort()
+    def data_received(self, data: bytes) -> None:
+        if len(data) <= READ_BYTES:
+            self._received.append(data)
         else:
-            self._timer = self._loop.call_later(self._limits.send_deadline_s, self._transport.abort)
+            self._received.extend(data[start:start + READ_BYTES] for start in range(0, len(data), READ_BYTES))
+        self._received_bytes += len(data)
+        if self._received_bytes > READ_AHEAD_BYTES:
+            self._is_paused = True
+            self._transport.pause_reading()
+        self._wake()
+
+    def eof_received(self) -> bool:
+        self._ended = True
+        self._wake()
+        return True  # who only stops sending still gets the answer
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self._ended = True
+        self._lost.set()
+        self._writable.set()
+        self._wake()
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
 
     async def _read(self, protocol: PlainHTTP) -> None:
-        try:
-            while data := await self._reader.read(READ_BYTES):
-                if self.phase is Phase.CLOSING:
-                    continue
-                await protocol.handle(RawData(data))
-                if self.phase is Phase.IDLE:
-                    self._enter(Phase.HEADERS, self._limits.header_deadline_s, self.close)
-            if self.phase is not Phase.CLOSING:
-                await protocol.handle(RawData(b""))
-        except OSError:
-            pass
+        while data := await self._next():
+            if self.phase is Phase.CLOSING:
+                continue
+            if protocol.is_between and (request := read_plain(data)) is not None:
+                await self._answer(request)
+                continue
+            await protocol.handle(RawData(data))
+            if self.phase is Phase.IDLE:
+                self._enter(Phase.HEADERS, self._limits.header_deadline_s, self.close)
+        if self.phase is not Phase.CLOSING and not self._lost.is_set():
+            await protocol.handle(RawData(b""))
         await protocol.handle(Closed())
+
+    async def _next(self) -> bytes:
+        """The next piece of what the client sends; empty when no more will come."""
+        while not self._received and not self._ended:
+            self._arrival = self._loop.create_future()
+            await self._arrival
+        if not self._received or self._lost.is_set():
+            return b""  # what somebody said who cannot hear the answer is not acted on
+        data = self._received.popleft()
+        self._received_bytes -= len(data)
+        if self._is_paused and self._received_bytes <= READ_BYTES:
+            self._is_paused = False
+            self._transport.resume_reading()
+        return data
+
+    async def _answer(self, request: PlainRequest) -> None:
+        self.phase = Phase.ANSWER
+        self._deadline = 0.0
+        exchange = Exchange(request, self._config.response_lines())
+        await self._app(request.scope(self._client, self._server), exchange.receive, exchange.send)
+        for piece in exchange.answer:
+            await self._write(piece)
+        if not exchange.answer or exchange.hang_up or self._context.terminated.is_set():
+            self._linger()
+        else:
+            self._idle()
 
     async def _send(self, event: Event) -> None:
         if isinstance(event, RawData):
@@ -109,37 +174,74 @@ class Connection:
         elif isinstance(event, Closed):
             self._linger()
         elif isinstance(event, Updated):
-            if self.phase is Phase.CLOSING:
-                return
             if event.idle:
-                self.idle_since = time.monotonic()  # the loop's own clock has ticks of 1 ms
-                self._enter(Phase.IDLE, self._limits.keep_alive_s, self.close)
-            else:
+                self._idle()
+            elif self.phase is not Phase.CLOSING:
                 self.phase = Phase.ANSWER
-                self._timer.cancel()
+                self._deadline = 0.0
 
     async def _write(self, data: bytes) -> None:
         for start in range(0, len(data), PIECE_BYTES):
             if self._transport.is_closing():
                 return
-            self._writer.write(data if len(data) <= PIECE_BYTES else data[start:start + PIECE_BYTES])
+            self._transport.write(data if len(data) <= PIECE_BYTES else data[start:start + PIECE_BYTES])
             if self._transport.get_write_buffer_size() > HIGH_WATER_BYTES:
                 await self._drain()
 
     async def _drain(self) -> None:
         try:
             async with asyncio.timeout(self._limits.send_deadline_s):
-                await self._writer.drain()
-        except (OSError, TimeoutError):
+                await self._writable.wait()
+        except TimeoutError:
             self._transport.abort()  # the read side sees it and tells the request
 
     async def _flush(self) -> None:
         if not self._transport.is_closing():
             self._transport.close()
         async with asyncio.timeout(self._limits.send_deadline_s):
-            await self._writer.wait_closed()
+            await self._lost.wait()
 
-    def _enter(self, phase: Phase, timeout_s: float, late: Any) -> None:
+    def _idle(self) -> None:
+        if self.phase is not Phase.CLOSING:
+            self.idle_since = time.monotonic()
+            self._enter(Phase.IDLE, self._limits.keep_alive_s, self.close)
+
+    def _linger(self) -> None:
+        """Say that no more is coming, and wait for the client to close: it may still be sending."""
+        if self.phase is not Phase.CLOSING:
+            self._enter(Phase.CLOSING, self._limits.linger_s, self._lingered)
+            if not self._transport.is_closing():
+                self._transport.write_eof()
+
+    def _lingered(self) -> None:
+        if self._transport.get_write_buffer_size() == 0:
+            self._transport.abort()
+        else:
+            self._enter(Phase.CLOSING, self._limits.send_deadline_s, self._transport.abort)
+
+    def _enter(self, phase: Phase, timeout_s: float, late: Callable[[], None]) -> None:
+        """A timer that runs already is left alone when it comes early enough: it starts itself again."""
         self.phase = phase
-        self._timer.cancel()
-        self._timer = self._loop.call_later(timeout_s, late)
+        self._late = late
+        self._deadline = deadline = time.monotonic() + timeout_s
+        if self._timer is None or deadline < self._timer_at:
+            self._start_timer()
+
+    def _start_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = self._deadline
+        self._timer = self._loop.call_later(self._deadline - time.monotonic(), self._due)
+
+    def _due(self) -> None:
+        self._timer = None
+        if not self._deadline:
+            return
+        if self._deadline - time.monotonic() > TIMER_SLACK_S:
+            self._start_timer()
+        else:
+            self._late()
+
+    def _wake(self) -> None:
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)

@@ -8,8 +8,10 @@ import time
 from typing import Any
 from wsgiref.handlers import format_date_time
 
+import h11
 import orjson
 from hypercorn.config import Config
+from hypercorn.events import RawData
 from hypercorn.protocol.events import Body, EndBody, Request, Response
 from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
@@ -33,17 +35,36 @@ class DoorConfig(Config):
         self.accesslog = None
         self._second = 0
         self._headers: list[tuple[bytes, bytes]] = []
+        self._lines = b""
 
     def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:
+        self._renew()
+        return self._headers
+
+    def response_lines(self) -> bytes:
+        """The same headers as they are written, and the empty line after them."""
+        self._renew()
+        return self._lines
+
+    def _renew(self) -> None:
         second = int(time.time())
         if second != self._second:
             self._second = second
             self._headers = [(b"date", format_date_time(second).encode("ascii")), *SECURITY_HEADERS]
-        return self._headers
+            self._lines = b"".join(b"%b: %b\r\n" % header for header in self._headers) + b"\r\n"
 
 
 class PlainHTTP(H11Protocol):
-    """One connection's requests, one after the other. Invariant: `stream` is an HTTP/1.1 stream or None."""
+    """One connection's requests, one after the other. Invariant: `stream` is an HTTP/1.1 stream or None; `_head` is
+    the head of an answer of which nothing was sent yet, or empty.
+    """
+
+    _head = b""
+
+    @property
+    def is_between(self) -> bool:
+        """Whether the next byte to come is the first of a request."""
+        return self.stream is None and self.connection.their_state is h11.IDLE and not self.connection.trailing_data[0]
 
     async def _check_protocol(self, event: Any) -> None:
         """No request changes the protocol."""
@@ -55,6 +76,19 @@ class PlainHTTP(H11Protocol):
         await self.stream.handle(Request(
             stream_id=STREAM_ID, headers=list(request.headers), http_version=request.http_version.decode(),
             method=request.method.decode("ascii"), raw_path=request.target, state=self.connection_state))
+
+    async def _send_h11_event(self, event: Any) -> None:
+        try:
+            data = self.connection.send(event)
+        except h11.LocalProtocolError:
+            if self.connection.their_state is not h11.ERROR:
+                raise
+            return
+        if isinstance(event, h11.Response):
+            self._head = data  # goes out with what follows it: one write, one packet
+        else:
+            head, self._head = self._head, b""
+            await self.send(RawData(data=head + data))
 
     async def _send_error_response(self, status_code: int) -> None:
         body = _MALFORMED[431] if status_code == 431 else _MALFORMED[400]

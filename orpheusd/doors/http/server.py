@@ -95,15 +95,12 @@ class Server:
 
     async def _serve(self, client: socket.socket) -> None:
         client.setblocking(False)
-        reader = asyncio.StreamReader()
-        protocol = asyncio.StreamReaderProtocol(reader)
+        connection = Connection(self._app, self._config, self._context, self._limits)
         try:
-            transport, _ = await self._loop.connect_accepted_socket(lambda: protocol, client)
+            await self._loop.connect_accepted_socket(lambda: connection, client)
         except BaseException:
             client.close()
             raise
-        writer = asyncio.StreamWriter(transport, protocol, reader, self._loop)
-        connection = Connection(self._app, self._config, self._context, self._limits, reader, writer)
         self._connections.add(connection)
         try:
             await connection.run()
