@@ -123,10 +123,10 @@ class Daemon:
 
     def _sample(self) -> None:
         """Look at one worker, and again soon."""
-        self._engine.processes.monitor.sample_next(self._engine.now())
         workers = len(self._engine.supervisor.pool.workers)
         delay_s = max(MONITOR_PERIOD_S / max(workers, 1), MONITOR_LEAST_S)
         self._monitor = asyncio.get_running_loop().call_later(delay_s, self._sample)
+        self._engine.processes.monitor.sample_next(self._engine.now())
 
 
 def _fail(failed: "asyncio.Future[BaseException]", context: dict[str, object]) -> None:

@@ -5,6 +5,7 @@ what it did when a step fails: until the switch, what was current still is. Slow
 """
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from orpheusd.agents import Manifest, parse_manifest
 from orpheusd.config import Config
 from orpheusd.core import events as ev
 from orpheusd.core.agent import Settings
+from orpheusd.deploy.beneath import Emptied
 from orpheusd.deploy.build import ensure_venv, prune_venvs
 from orpheusd.deploy.bundle import read_manifest_text, survey
 from orpheusd.deploy.versions import StoredVersion, VersionStore
@@ -23,6 +25,8 @@ from orpheusd.operations import RESULT_LIMIT_BYTES
 from orpheusd.process.processes import Plan
 from orpheusd.process.sandbox import Isolation
 from orpheusd.remembered import Remembered
+
+log = logging.getLogger(__name__)
 
 Step = Callable[[str, str, str], None]
 
@@ -117,6 +121,11 @@ class Deployments:
             await asyncio.to_thread(self._store.remove_agent, name, purge)
         return {"name": name, "purged": purge}
 
+    async def clean(self, name: str) -> Emptied:
+        """Delete what the workspace holds; not while the agent is changed otherwise."""
+        with self._change(name):
+            return await asyncio.to_thread(self._store.workspace_clean, name)
+
     def known(self, name: str) -> StoredVersion:
         """The current version of a deployed agent. Raises OrpheusError(not-found)."""
         version = self.deployed.get(name)
@@ -172,10 +181,17 @@ class Deployments:
 
     async def _tidy(self, name: str) -> None:
         """Remove versions nobody runs or goes back to."""
-        in_use = {worker.version for worker in self._engine.supervisor.agents[name].workers.values()}
-        for number in await asyncio.to_thread(self._store.prune, name, in_use):
-            self._engine.plans.pop((name, number), None)
-        await asyncio.to_thread(prune_venvs, self._store.state_dir, self._store.venvs_in_use())
+        agent = self._engine.supervisor.agents.get(name)
+        if agent is None:
+            return
+        in_use = {worker.version for worker in agent.workers.values()}
+        try:
+            for number in await asyncio.to_thread(self._store.prune, name, in_use):
+                self._engine.plans.pop((name, number), None)
+            await asyncio.to_thread(prune_venvs, self._store.state_dir, self._store.venvs_in_use())
+        except OSError as error:
+            # what could not be removed now is removed after a later deploy
+            log.warning("old versions of %s cannot be removed: %s", name, error)
 
 
 class _Change:

@@ -6,6 +6,7 @@ loop and never awaits, so events are handled one at a time, in order.
 
 import asyncio
 import contextlib
+import logging
 import math
 import random
 import time
@@ -23,12 +24,18 @@ from orpheusd.core.pool import Policy
 from orpheusd.core.supervisor import Supervisor
 from orpheusd.operations import RESULT_LIMIT_BYTES
 from orpheusd.outcome import Outcome
+from orpheusd.process.causes import MESSAGE_LIMIT, TRACEBACK_LIMIT, TYPE_LIMIT
 from orpheusd.process.processes import Plan, Processes, Sinks
 from orpheusd.process.sandbox import Interpreter, Isolation, RuntimeLib
 from orpheusd.recorder import Recorder
 from orpheusd.remembered import Remembered
 from orpheusd.why import Explanations
 from orpheusd.wire.worker import ENDED_STATES, Message
+
+log = logging.getLogger(__name__)
+
+#: What is kept of an error a worker tells: characters. A worker cuts by itself; a lying one is cut here.
+ERROR_LIMITS = {"type": TYPE_LIMIT, "message": MESSAGE_LIMIT, "traceback": TRACEBACK_LIMIT}
 
 
 class Pending(NamedTuple):
@@ -97,8 +104,8 @@ class Engine:
             ef.KillWorker: lambda effect: self.processes.kill(effect.worker),
             ef.CancelRun: lambda effect: self.processes.cancel(effect.worker, effect.run, effect.reason),
             ef.EndSession: self._end_session,
-            ef.VersionPromoted: lambda effect: self._decide(effect.request, ""),
-            ef.VersionRefused: lambda effect: self._decide(effect.request, effect.message),
+            ef.VersionPromoted: self._promoted,
+            ef.VersionRefused: self._refused,
             ef.AgentRemoved: lambda effect: self._decide(effect.request, ""),
             ef.Stopped: lambda effect: self.stopped.set(),
         }
@@ -115,6 +122,10 @@ class Engine:
                     self._do[type(effect)](effect)
                 if self._debug:
                     check(self.supervisor)
+        except Exception as error:
+            # half a turn was carried out: whoever called may not make light of it
+            self._loop.call_exception_handler({"message": "the engine has a fault", "exception": error})
+            raise
         finally:
             self._turning = False
         self._arm()
@@ -168,7 +179,10 @@ class Engine:
             "timeout_s": effect.timeout_s, "stream": pending.on_event is not None,
         }  # fmt: skip
         self.processes.run(effect.worker, fields, pending.payload)
-        self._recorder.started(effect, self.supervisor.pool.workers[effect.worker])
+        worker = self.supervisor.pool.workers[effect.worker]
+        self._recorder.started(effect, worker)
+        if effect.context == "new" and effect.session is not None:
+            self._remembered.begun(worker.agent, effect.session)
 
     def _resolve(self, effect: ef.Resolve) -> None:
         pending = self.pending.pop(effect.run, None)
@@ -194,6 +208,14 @@ class Engine:
         if effect.worker is not None:
             self.processes.end_session(effect.worker, effect.session, effect.reason)
 
+    def _promoted(self, effect: ef.VersionPromoted) -> None:
+        log.info("%s: version %d serves", effect.agent, effect.version)
+        self._decide(effect.request, "")
+
+    def _refused(self, effect: ef.VersionRefused) -> None:
+        log.warning("%s: version %d is refused: %s", effect.agent, effect.version, effect.message.partition("\n")[0])
+        self._decide(effect.request, effect.message)
+
     def _decide(self, request: str, error: str) -> None:
         future = self._verdicts.get(request)
         if future is not None and not future.done():
@@ -204,6 +226,8 @@ class Engine:
     def _ended(self, worker_id: str, message: Message) -> None:
         message = _believable(message)
         fields = message.fields
+        if fields["dropped_bytes"]:
+            self._tell_dropped(worker_id, fields["run_id"], fields["dropped_bytes"])
         self._ended_message = message
         self.feed(ev.RunEnded(
             worker_id, fields["run_id"], fields["state"], fields["code"], fields["context"] == "restored",
@@ -234,6 +258,18 @@ class Engine:
         pending = self._pending_on(worker_id, run_id) if run_id is not None else None
         if pending is not None and pending.on_event is not None:
             pending.on_event("log", {"data": {"stream": row["stream"], "text": row["text"]}})
+
+    def _tell_dropped(self, worker_id: str, run_id: str, dropped_bytes: int) -> None:
+        """A run printed more than is kept: say so where its output is read."""
+        run = self.supervisor.runs.get(run_id)
+        pending = self._pending_on(worker_id, run_id)
+        if run is None or pending is None:
+            return
+        text = f"({dropped_bytes} bytes more were printed by this run and not kept)"
+        self._on_log(run.agent, {"worker_id": worker_id, "run_id": run_id, "session_id": run.session,
+                                 "stream": "stderr", "text": text, "dropped_bytes": dropped_bytes})  # fmt: skip
+        if pending.on_event is not None:
+            pending.on_event("dropped", {"data": {"bytes": dropped_bytes}})
 
     def _pending_on(self, worker_id: str, run_id: str) -> Pending | None:
         """The pending run, if this worker is really the one that executes it."""
@@ -273,7 +309,7 @@ def _read_error(payload: bytes) -> dict[str, Any]:
     error = orjson.loads(payload)
     if not isinstance(error, dict):
         return {}
-    return {name: error[name] for name in ("type", "message", "traceback") if isinstance(error.get(name), str)}
+    return {name: error[name][:limit] for name, limit in ERROR_LIMITS.items() if isinstance(error.get(name), str)}
 
 
 def _sentence(code: str, error: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 log = logging.getLogger(__name__)
 
-#: How long a change waits for others. A kill of the daemon forgets at most this much.
+#: How long the end of a run waits for others. A kill of the daemon forgets at most the turns of so long a time.
 LINGER_S = 0.02
 
 _TABLE = """
@@ -37,26 +37,38 @@ class Seen(NamedTuple):
     idle_s: float
 
 
-class Remembered:
-    """Invariant: `_changes` has at most one change for each session, the latest; None means that it has ended.
+class Change(NamedTuple):
+    """What became of a session at a moment: `turns` runs are finished, or None: it has ended."""
 
-    `forget_state(agent, id)` deletes what the session saved; it is called in the thread.
+    turns: int | None
+    at: float
+
+
+class Remembered:
+    """Invariant: `_changes` has at most one change for each session, the latest.
+
+    `forget_state(agent, id, before)` deletes what the session saved before that moment; it is called in the thread.
     """
 
-    def __init__(self, path: Path, forget_state: Callable[[str, str], None]) -> None:
-        self._changes: dict[tuple[str, str], int | None] = {}
+    def __init__(self, path: Path, forget_state: Callable[[str, str, float], None]) -> None:
+        self._changes: dict[tuple[str, str], Change] = {}
         self._forget_state = forget_state
         self._timer: asyncio.TimerHandle | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sessions")
         self._connection = self._thread.submit(_open, path).result()
 
+    def begun(self, agent: str, session_id: str) -> None:
+        """The session's first run is handed to a worker. Written at once: from now on it was seen."""
+        self._changes[agent, session_id] = Change(0, time.time())
+        self._flush()
+
     def seen(self, agent: str, session_id: str, turns: int) -> None:
         """A run of the session is over."""
-        self._changes[agent, session_id] = turns
+        self._changes[agent, session_id] = Change(turns, time.time())
         self._arm()
 
     def ended(self, agent: str, session_id: str) -> None:
-        self._changes[agent, session_id] = None
+        self._changes[agent, session_id] = Change(None, time.time())
         self._arm()
 
     def load(self, agent: str, ttl_s: float, most: int) -> list[Seen]:
@@ -86,20 +98,19 @@ class Remembered:
             changes, self._changes = self._changes, {}
             self._thread.submit(self._write, changes)
 
-    def _write(self, changes: dict[tuple[str, str], int | None]) -> None:
-        now = time.time()
-        seen = [(agent, id, turns, now) for (agent, id), turns in changes.items() if turns is not None]
-        over = [key for key, turns in changes.items() if turns is None]
+    def _write(self, changes: dict[tuple[str, str], Change]) -> None:
+        seen = [(*key, change.turns, change.at) for key, change in changes.items() if change.turns is not None]
+        over = {key: change.at for key, change in changes.items() if change.turns is None}
         try:
             with self._connection:
                 self._connection.executemany("INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?)", seen)
-                self._connection.executemany("DELETE FROM sessions WHERE agent = ? AND id = ?", over)
+                self._connection.executemany("DELETE FROM sessions WHERE agent = ? AND id = ?", list(over))
         except sqlite3.Error as error:
             # a full disk costs the knowledge that sessions were there, never a run
             log.error("%d changes of sessions cannot be written down: %s", len(changes), error)
-        for agent, id in over:
+        for (agent, id), at in over.items():
             try:
-                self._forget_state(agent, id)
+                self._forget_state(agent, id, at)
             except OSError as error:
                 log.warning("the saved state of a session of %s cannot be deleted: %s", agent, error)
 
@@ -133,8 +144,12 @@ def _open(path: Path) -> sqlite3.Connection:
 
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, check_same_thread=False)
-    path.chmod(0o600)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = NORMAL")
-    connection.execute(_TABLE)
+    try:
+        path.chmod(0o600)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(_TABLE)
+    except BaseException:
+        connection.close()
+        raise
     return connection

@@ -4,6 +4,7 @@ A method gets the call and its checked parameters. It returns the result, or a c
 time, or None when it will answer through the call later. It knows nothing of sockets.
 """
 
+import asyncio
 import base64
 import binascii
 import os
@@ -207,20 +208,24 @@ class Service:
             if run_id in (None, row["run_id"]) and session_id in (None, row["session_id"]):
                 call.event({"event": "log", "data": row})
 
-        lines = await self._logs.read(name, params["limit"], run_id, session_id)
         if not params["stream"]:
-            return {"lines": lines}
-        for row in lines:
+            return {"lines": await self._logs.read(name, params["limit"], run_id, session_id)}
+        # followed before it is read, so that no line falls between; those that come meanwhile wait
+        early: list[Row] = []
+        unfollow = self._logs.follow(name, early.append)
+        lines = await self._logs.read(name, params["limit"], run_id, session_id)
+        for row in [*lines, *(row for row in early if row not in lines)]:
             tell(row)
+        unfollow()
         call.on_gone(self._logs.follow(name, tell))
         return None
 
-    def workspace_info(self, call: Call, params: Params) -> dict[str, Any]:
-        info = self._store.workspace_info(params["agent"])
+    async def workspace_info(self, call: Call, params: Params) -> dict[str, Any]:
+        info = await asyncio.to_thread(self._store.workspace_info, params["agent"])
         return {"path": str(self._store.workspace_dir(params["agent"])), **info._asdict()}
 
-    def workspace_clean(self, call: Call, params: Params) -> dict[str, Any]:
-        done = self._store.workspace_clean(params["agent"])
+    async def workspace_clean(self, call: Call, params: Params) -> dict[str, Any]:
+        done = await self._deployments.clean(params["agent"])
         return {"path": str(self._store.workspace_dir(params["agent"])), "removed_files": done.files,
                 "removed_bytes": done.size_bytes, "left": done.left}  # fmt: skip
 
@@ -271,7 +276,10 @@ class Service:
 
     def _agent(self, name: str) -> Agent:
         self._deployments.known(name)
-        return self._engine.supervisor.agents[name]
+        agent = self._engine.supervisor.agents.get(name)
+        if agent is None:
+            raise OrpheusError("draining", f"{name} is going away: the daemon is stopping, or the agent is undeployed")
+        return agent
 
     def _uptime_s(self) -> float:
         return round(time.monotonic() - self._started_at, 3)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class RunState(Enum):
-    """Where a run is. The last eight are terminal."""
+    """Where a run is. The last seven are terminal."""
 
     __hash__ = object.__hash__  # members are single; Enum's own hash is Python code on the hot path
 

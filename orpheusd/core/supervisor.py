@@ -114,15 +114,17 @@ class Supervisor:
         return agent
 
     def _refuse_run(self, agent: Agent | None, run: Run, now: float) -> None:
-        if agent is None or (agent.candidate is not None and agent.current is None):
+        if self.stopping:
+            self.router.resolve(agent or Agent(run.agent, _NOBODY), run, RunState.REJECTED, "draining",
+                                "the daemon is stopping; try again when it is back", now)
+        elif agent is None or (agent.candidate is not None and agent.current is None):
             stranger = Agent(run.agent, _NOBODY)
             self.router.resolve(stranger, run, RunState.REJECTED, "not-found", f"there is no agent {run.agent}; "
                                 "`orpheusctl list` shows those there are", now)
-        elif agent.state is AgentState.QUARANTINED and not self.stopping:
+        elif agent.state is AgentState.QUARANTINED:
             self.router.resolve(agent, run, RunState.REJECTED, "quarantined", quarantine_message(agent), now)
         else:
-            why = "the daemon is stopping" if self.stopping else f"{agent.id} is being removed"
-            self.router.resolve(agent, run, RunState.REJECTED, "draining", why, now)
+            self.router.resolve(agent, run, RunState.REJECTED, "draining", f"{agent.id} is being removed", now)
 
     def _run_ended(self, event: ev.RunEnded, now: float) -> Agent | None:
         run = self.runs.get(event.run)

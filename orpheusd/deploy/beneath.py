@@ -9,6 +9,7 @@ import errno
 import os
 import secrets
 import stat
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -71,13 +72,17 @@ def open_by_parts(root: int, path: str, flags: int, mode: int = 0) -> int:
         os.close(here)
 
 
-def unlink(directory: Path, folder: str, name: str) -> None:
-    """Removes the file `name` in `folder`, a path below `directory`. Raises OSError, also for any way out of it."""
+def unlink(directory: Path, folder: str, name: str, before: float) -> None:
+    """Removes the file `name` in `folder`, a path below `directory`, if it was last changed before that moment.
+
+    Raises OSError, also for any way out of the directory.
+    """
     root = os.open(directory, DIRECTORY)
     try:
         below = open_beneath(root, folder, DIRECTORY)
         try:
-            os.unlink(name, dir_fd=below)
+            if os.stat(name, dir_fd=below, follow_symlinks=False).st_mtime < before:
+                os.unlink(name, dir_fd=below)
         finally:
             os.close(below)
     finally:
@@ -110,8 +115,10 @@ def measure(path: Path, limit_entries: int = 1_000_000, limit_depth: int = 100) 
     return Measured(count.files, count.size_bytes, count.complete and not count.full)
 
 
-def empty(path: Path) -> Emptied:
+def empty(path: Path, keep: Collection[str] = ()) -> Emptied:
     """Removes everything below the directory `path`, which stays: it may be mounted elsewhere.
+
+    Directories in it that `keep` names stay too.
 
     Inner directories are moved up before they are emptied, so that no depth is too deep.
     """
@@ -119,6 +126,7 @@ def empty(path: Path) -> Emptied:
     broom = _Broom(root, f".orpheus-removed-{secrets.token_hex(4)}")
     try:
         _, broom.left = broom.sweep(root)
+        broom.waiting = [name for name in broom.waiting if name not in keep]
         while broom.waiting:
             broom.remove_directory(broom.waiting.pop())
         return Emptied(broom.files, broom.size_bytes, broom.left)

@@ -32,6 +32,7 @@ KEPT_VERSIONS = 5
 
 #: Where `workspace.session` saves, by the hash of the session id (see workspace/memory.py).
 SESSIONS_DIR = ".sessions"
+LOCKS_DIR = ".locks"
 
 _DIRECTORIES = ("agents", "venvs", "workspaces", "logs", "pip-cache", "tmp")
 
@@ -221,17 +222,23 @@ class VersionStore:
             raise self._no_workspace(name, error) from error
 
     def workspace_clean(self, name: str) -> beneath.Emptied:
-        """Removes all that the workspace holds, and keeps the directory: running workers have it mounted."""
+        """Removes what the workspace holds, but for the sessions' saved state: that ends with its session.
+
+        The directory itself stays: running workers have it mounted.
+        """
         try:
-            return beneath.empty(self.workspace_dir(name))
+            return beneath.empty(self.workspace_dir(name), keep=(SESSIONS_DIR, LOCKS_DIR))
         except OSError as error:
             raise self._no_workspace(name, error) from error
 
-    def forget_session_state(self, name: str, session_id: str) -> None:
-        """Deletes what `workspace.session` has saved for a session; nothing happens when there is nothing."""
+    def forget_session_state(self, name: str, session_id: str, before: float) -> None:
+        """Deletes what `workspace.session` has saved for a session before that moment (seconds since the epoch).
+
+        What is younger belongs to the session's next life. Nothing happens when there is nothing.
+        """
         digest = hashlib.sha256(session_id.encode()).hexdigest()
         try:
-            beneath.unlink(self.workspace_dir(name), f"{SESSIONS_DIR}/{digest[:2]}", f"{digest}.json")
+            beneath.unlink(self.workspace_dir(name), f"{SESSIONS_DIR}/{digest[:2]}", f"{digest}.json", before)
         except FileNotFoundError:
             pass
 

@@ -90,12 +90,18 @@ class Call:
     def on_gone(self, callback: Callable[[], None]) -> None:
         """Call `callback` if the caller leaves before the answer, or has left already."""
         self._gone = callback
-        if self._connection.lost:
+        if self._connection.lost or self._connection.silent:
+            self._connection.done(self)
             callback()
 
     def at_end(self, callback: Callable[[], None]) -> None:
         """Call `callback` when the caller's connection ends, whatever has become of this call."""
         self._connection.at_end(callback)
+
+    @property
+    def endless(self) -> bool:
+        """Whether it only goes on until its caller leaves."""
+        return self._gone is not None
 
     def abandoned(self) -> None:
         if self._gone is not None:
@@ -114,7 +120,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._calls: set[Call] = set()
         self._full = False
-        self._silent = False
+        self.silent = False
         self._last_acts: list[Callable[[], None]] = []
         self.lost = False
 
@@ -129,7 +135,7 @@ class Connection(asyncio.Protocol):
                 "permission-denied", f"uid {self.peer.uid} may not use this socket; root, the daemon's own user and "
                                      f"the group {self._door.admin_group} may"))
             self._transport.close()
-        elif not self._door.admit(self):
+        elif self.source != "http" and not self._door.admit(self):
             self._refuse(None, OrpheusError("overloaded", f"{CLIENTS_LIMIT} clients are connected already"))
             self._transport.close()
 
@@ -149,7 +155,11 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """A client that has said all it wants to say may still wait for its answers."""
-        self._silent = True
+        self.silent = True
+        for call in [call for call in self._calls if call.endless]:
+            # nobody reads it, and without an answer nothing would ever end it
+            self._calls.discard(call)
+            call.abandoned()
         return bool(self._calls)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -191,7 +201,7 @@ class Connection(asyncio.Protocol):
 
     def done(self, call: Call) -> None:
         self._calls.discard(call)
-        if self._silent and not self._calls:
+        if self.silent and not self._calls:
             # after the answer, which is written in this turn of the loop
             asyncio.get_running_loop().call_soon(self.close)
 

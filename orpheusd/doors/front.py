@@ -77,9 +77,10 @@ class FrontDoors:
         delay_s = RESTART_FIRST_S
         while not self._closing.is_set():
             started_at = loop.time()
-            child = await self._start()
-            code = await child.wait()
-            self._children.discard(child)
+            try:
+                code: int | OSError = await self._serve()
+            except OSError as error:
+                code = error
             if self._closing.is_set():
                 return
             delay_s = RESTART_FIRST_S if loop.time() - started_at > WELL_S else min(delay_s * 2, RESTART_MOST_S)
@@ -87,13 +88,22 @@ class FrontDoors:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), delay_s)
 
-    async def _start(self) -> Child:
+    async def _serve(self) -> int:
+        """One door, from its start to its end. Raises OSError when it cannot be started."""
         ours, theirs = socket.socketpair()
         with theirs:
             fds = (self._sock.fileno(), theirs.fileno())
             argv = [sys.executable, "-m", "orpheusd.doors.http", f"--listen-fd={fds[0]}", f"--control-fd={fds[1]}"]
             child = Child(argv, fds)
         self._children.add(child)
-        ours.setblocking(False)
-        await self._control.adopt(ours, "http", Access.RUN)
-        return child
+        try:
+            ours.setblocking(False)
+            await self._control.adopt(ours, "http", Access.RUN)
+        except BaseException:
+            ours.close()
+            child.signal(signal.SIGKILL)
+            raise
+        finally:
+            code = await child.wait()
+            self._children.discard(child)
+        return code

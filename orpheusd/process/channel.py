@@ -18,7 +18,9 @@ HELLO_TIMEOUT_S = 5.0
 
 
 class Listener(Protocol):
-    """Who is told what happens on channels."""
+    """Who is told what happens on channels, and may turn one away before it costs anything."""
+
+    def welcome(self, channel: "Channel") -> bool: ...
 
     def heard(self, channel: "Channel", message: Message) -> None: ...
 
@@ -49,6 +51,9 @@ class Channel(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        if not self._listener.welcome(self):
+            self._transport.abort()
+            return
         try:
             self.process = PidFd.of_peer(transport.get_extra_info("socket"))
         except OSError:

@@ -82,7 +82,7 @@ def _sample(process: psutil.Process, now: float) -> Sample | None:
                 return None
             return Sample(
                 process.memory_info().rss, process.cpu_percent(None), _children(process), process.num_threads(), now)
-    except psutil.Error:
+    except (psutil.Error, OSError):
         return None
 
 

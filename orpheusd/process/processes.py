@@ -8,6 +8,7 @@ the template that reaped it; a busy loop may otherwise see the exit before the l
 """
 
 import asyncio
+import logging
 import secrets
 import shutil
 import signal
@@ -19,17 +20,25 @@ from typing import Any, NamedTuple
 import orjson
 
 from orpheusd.core import events as ev
+from orpheusd.process.causes import cause_of, error_text
 from orpheusd.process.channel import Channel, listen
 from orpheusd.process.launch import TemplateProcess, launch_template
 from orpheusd.process.monitor import Monitor
 from orpheusd.process.sandbox import SOCKET_NAME, Interpreter, Isolation, RuntimeLib, TemplateSpec, template_argv
 from orpheusd.wire.worker import PROTOCOL_VERSION, Message
 
+log = logging.getLogger(__name__)
+
 #: After a worker's death is proved: how long its last words may take, and the template's word on its status.
 LAST_WORDS_S = 1.0
 STATUS_S = 0.5
 #: What a template prints before it can speak is kept for the error that its failure becomes.
 KEPT_OUTPUT_LINES = 20
+
+#: Connections to one template's socket that have not said who they are; each costs two descriptors for a while.
+STRANGERS_LIMIT = 64
+#: What one line of a log may have; a worker cuts earlier, one that lies is cut here.
+LOG_TEXT_LIMIT = 16 * 1024
 
 DOORBELL = signal.SIGUSR1
 
@@ -66,6 +75,7 @@ class _Template:
         self.process: TemplateProcess | None = None
         self.output: deque[str] = deque(maxlen=KEPT_OUTPUT_LINES)
         self.setup: dict[str, Any] = {}
+        self.strangers: set[Channel] = set()
         self.kill_wanted = False
 
 
@@ -197,6 +207,14 @@ class Processes:
 
     # What channels tell
 
+    def welcome(self, channel: Channel) -> bool:
+        """Whether somebody more may dial home there. Agents can dial too, and say nothing."""
+        template = self._templates.get(channel.home)
+        if template is None or len(template.strangers) >= STRANGERS_LIMIT:
+            return False
+        template.strangers.add(channel)
+        return True
+
     def heard(self, channel: Channel, message: Message) -> None:
         if channel.owner or message.type == "hello":
             self._heard[message.type](channel, message)
@@ -212,6 +230,7 @@ class Processes:
             channel.close()
 
     def closed(self, channel: Channel) -> None:
+        self._no_stranger(channel)
         worker = self._workers.get(channel.owner)
         if worker is not None and worker.channel is channel:
             worker.eof = True
@@ -239,6 +258,7 @@ class Processes:
             channel.close()
             return
         known.channel = channel
+        self._no_stranger(channel)
         channel.owner = id
         channel.met()
         if channel.process is None:
@@ -259,7 +279,7 @@ class Processes:
             self._sinks.event(ev.TemplateReady(channel.owner))
 
     def _heard_failed(self, channel: Channel, message: Message) -> None:
-        told = _error_text(message.payload)
+        told = error_text(message.payload)
         if channel.owner in self._workers:
             self._sinks.event(ev.WorkerFailed(channel.owner, told))
         else:
@@ -275,8 +295,20 @@ class Processes:
             self._conclude(worker)
 
     def _heard_log(self, channel: Channel, message: Message) -> None:
-        worker_id = channel.owner if channel.owner in self._workers else message.fields["worker_id"]
+        worker_id = channel.owner
+        if worker_id not in self._workers:
+            # a template speaks for its own workers only
+            worker_id = message.fields["worker_id"]
+            worker = self._workers.get(worker_id)
+            if worker is None or worker.template.id != channel.owner:
+                return
+        message.fields["text"] = message.fields["text"][:LOG_TEXT_LIMIT]
         self._sinks.log(worker_id, message)
+
+    def _no_stranger(self, channel: Channel) -> None:
+        template = self._templates.get(channel.home)
+        if template is not None:
+            template.strangers.discard(channel)
 
     # Deaths
 
@@ -306,6 +338,8 @@ class Processes:
         if worker.channel is not None and worker.channel.process is not None:
             worker.channel.process.close()
         self.monitor.forget(worker.id)
+        if not worker.told_to_stop:
+            log.warning("worker %s of %s ended: %s", worker.id, worker.template.plan.agent, cause_of(worker.status))
         unread = frozenset(worker.channel.undelivered) if worker.channel is not None else frozenset[str]()
         self._sinks.event(ev.WorkerExited(worker.id, cause_of(worker.status), unread))
 
@@ -356,26 +390,3 @@ class Processes:
         status = await template.process.wait()
         said = f": {template.output[-1]}" if template.output and status else ""
         return f"{cause_of(status)}{said}"
-
-
-def cause_of(status: int | None) -> str:
-    """An exit status in words: a code, or the signal that killed."""
-    if status is None:
-        return "cause unknown"
-    if status >= 0:
-        return f"exit {status}"
-    try:
-        return f"signal {-status} ({signal.Signals(-status).name})"
-    except ValueError:
-        return f"signal {-status}"
-
-
-def _error_text(payload: bytes) -> str:
-    """What the sender of a `failed` said, as one message with the agent's own traceback after it."""
-    try:
-        error = orjson.loads(payload)
-        head = f"{error['type']}: {error['message']}" if error["type"] else str(error["message"])
-        traceback = str(error.get("traceback") or "").strip()
-    except (ValueError, TypeError, KeyError):
-        return "it gave no readable reason"
-    return f"{head}\n{traceback}" if traceback else head

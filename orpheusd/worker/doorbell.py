@@ -61,6 +61,15 @@ class Doorbell(Shield):
             finally:
                 self._reading = False
 
+    def waiting_message(self) -> Message | None:
+        """The next message if there is one now. Raises as `wait` does."""
+        if not self._inbox and self._lost is None:
+            try:
+                self._read()
+            except (ChannelClosed, ProtocolViolation) as error:
+                self._lost = error
+        return self.wait() if self._inbox or self._lost is not None else None
+
     def arm(self, run_id: str) -> None:
         """From here on a cancel of this run raises, one that is already here at once."""
         self.reason = None

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from orpheusd.worker import failures
-from workspace import TimedOut, hooks, memory
+from workspace import TimedOut, hooks
 
 #: What one hook of a session's end may take, and all of them together when the worker leaves: less than the grace
 #: after which it is killed.
@@ -24,9 +24,6 @@ DRAIN_LIMIT_S = 1.5
 
 #: Less than the daemon's own deadline for a start, so that the error names the hook.
 START_LIMIT_S = 25.0
-
-#: After these the session's saved state is of no use to anybody.
-FINAL = ("ttl", "evicted", "ended")
 
 #: Calls a hook that has returned a coroutine to its end within seconds.
 Finish = Callable[[Any, float], None]
@@ -57,11 +54,6 @@ class Ends:
                 _call(hook, (session_id, reason), self._finish, limit_s)
             except (Exception, TimedOut, SystemExit) as error:
                 print(f"on_session_end raised:\n{failures.traceback_text(error)}", file=sys.stderr)
-        if reason in FINAL:
-            try:
-                memory.forget(session_id)
-            except OSError as error:
-                print(f"cannot delete the saved state of a session: {error}", file=sys.stderr)
 
     def drain(self) -> None:
         """The worker leaves: its sessions end here, as many as the time allows."""

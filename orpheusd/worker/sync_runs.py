@@ -15,7 +15,7 @@ from orpheusd.worker import failures
 from orpheusd.worker.channel import Channel, ChannelClosed
 from orpheusd.worker.doorbell import Doorbell
 from orpheusd.worker.handler import Handler, UnusableHandler
-from orpheusd.worker.hooks import Ends, finish_alone, start
+from orpheusd.worker.hooks import DRAIN_LIMIT_S, Ends, finish_alone, start
 from orpheusd.worker.launch import Setup
 from orpheusd.worker.results import Pieces, encode
 from orpheusd.worker.runs import RETURNED, Outcome, Run, completed, told
@@ -36,6 +36,7 @@ class SyncRuns:
         self._setup = setup
         self._worker_id = worker_id
         self._ends = Ends(finish_alone)
+        self._ending: dict[str, str] = {}
 
     def start(self) -> None:
         """Call the hooks of the start. Raises what they raise."""
@@ -44,20 +45,29 @@ class SyncRuns:
     def serve(self) -> None:
         """Until `stop` or the end of the channel. Raises ChannelClosed and ProtocolViolation."""
         while True:
-            message = self._next()
-            if message.type == "run":
+            message = self._next(wait=not self._ending)
+            if message is None:
+                # nobody waits for a run: the time for what is owed to sessions that are over
+                self._ends.end(*self._ending.popitem())
+            elif message.type == "run":
+                session_id = message.fields["session_id"]
+                if session_id in self._ending:
+                    self._ends.end(session_id, self._ending.pop(session_id))
                 self._execute(message)
             elif message.type == "session_end":
-                self._ends.end(message.fields["session_id"], message.fields["reason"])
+                self._ending[message.fields["session_id"]] = message.fields["reason"]
             elif message.type == "stop":
+                for session_id, reason in self._ending.items():
+                    self._ends.end(session_id, reason, DRAIN_LIMIT_S)
                 self._ends.drain()
                 return
             # A cancel that comes here is of a run that is over.
 
-    def _next(self) -> Message:
+    def _next(self, wait: bool) -> Message | None:
+        """The next message; None when there is none and `wait` is false."""
         while True:
             try:
-                return self._doorbell.wait()
+                return self._doorbell.wait() if wait else self._doorbell.waiting_message()
             except (ChannelClosed, ProtocolViolation, MemoryError, SystemExit):
                 raise
             except BaseException as error:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from orpheusd.errors import OrpheusError
@@ -151,3 +152,74 @@ def test_a_restarted_daemon_never_calls_an_old_session_new(
         ("durable", "old"): ("restored", 2), ("durable", "ended"): ("new", 1), ("durable", "fresh"): ("new", 1),
         ("fleeting", "old"): ("lost", 2), ("fleeting", "ended"): ("new", 1), ("fleeting", "fresh"): ("new", 1),
     }  # fmt: skip
+
+
+SAVING = """
+import time, workspace
+
+def handler(input_data):
+    time.sleep(input_data.get("work_s", 0))
+    workspace.session["n"] = workspace.session.get("n", 0) + 1
+    return workspace.session["n"]
+"""
+
+
+def test_a_late_end_leaves_the_next_life_alone(daemon: Daemon, tmp_path: Path) -> None:
+    """The old home is busy when it is told that the session is over, and the session lives elsewhere by then."""
+    daemon.deploy(write_agent(tmp_path / "lives", SAVING, scaling={"min_workers": 1, "max_workers": 2}))
+    with daemon.connect() as control:
+        old = control.call("run", agent="lives", input={}, session_id="a")["worker_id"]
+        slow = control.send("run", agent="lives", input={"work_s": 1.0}, session_id="b")
+        with daemon.connect() as other:
+            eventually(lambda: other.call("session.list", agent="lives")["total"] == 2)
+            other.call("session.end", agent="lives", session_id="a")
+            again = other.call("run", agent="lives", input={}, session_id="a")
+            assert (again["session"]["context"], again["result"]) == ("new", 1)
+            assert again["worker_id"] != old
+        assert control.receive()["id"] == slow
+        # the old home serves again, so it has heard of the end
+        assert control.call("run", agent="lives", input={}, session_id="b")["worker_id"] == old
+        kill_workers(control, "lives")
+        last = control.call("run", agent="lives", input={}, session_id="a")
+        assert (last["session"]["context"], last["result"]) == ("restored", 2)
+
+
+def test_a_killed_daemon_remembers_what_it_answered(new_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
+    daemon = new_daemon(http=False)
+    daemon.deploy(write_agent(tmp_path / "survives", SAVING))
+    for session in ("first", "second", "third"):
+        answer = daemon.call("run", agent="survives", input={}, session_id=session)
+        assert answer["session"]["context"] == "new"
+        daemon.kill()
+        daemon.start()
+        answer = daemon.call("run", agent="survives", input={}, session_id=session)
+        assert (answer["session"]["context"], answer["result"]) == ("restored", 2)
+
+
+def test_cleaning_a_workspace_keeps_what_sessions_saved(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.deploy(write_agent(tmp_path / "tidy", SAVING))
+    for turn in (1, 2):
+        assert daemon.call("run", agent="tidy", input={}, session_id="s")["result"] == turn
+        (daemon.state_dir / "workspaces" / "tidy" / "rubbish").write_text("x")
+        assert daemon.call("workspace.clean", agent="tidy")["removed_files"] == 1
+
+
+def test_what_is_not_kept_of_the_output_is_told(daemon: Daemon, tmp_path: Path) -> None:
+    code = "def handler(input_data):\n    print('x' * 3_000_000)\n    return 1\n"
+    daemon.deploy(write_agent(tmp_path / "chatty", code))
+    with daemon.connect() as control:
+        events = [frame["params"] for frame in control.stream("run", agent="chatty", input={}, stream=True)
+                  if "params" in frame]
+    (dropped,) = [event for event in events if event["event"] == "dropped"]
+    assert dropped["data"]["bytes"] > 1_000_000
+    assert "not kept" in daemon.call("logs", agent="chatty")["lines"][-1]["text"]
+
+
+def test_an_abandoned_follower_is_let_go(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.deploy(write_agent(tmp_path / "quiet", "def handler(input_data):\n    return 1\n"))
+    before = psutil.Process(daemon.pid).num_fds()
+    for _ in range(50):
+        with daemon.connect() as control:
+            control.send("logs", agent="quiet", stream=True)
+            control.call("health")
+    eventually(lambda: psutil.Process(daemon.pid).num_fds() <= before, what="the connections are closed")

@@ -104,7 +104,7 @@ def test_what_has_expired_is_not_known_and_not_kept(tmp_path: Path) -> None:
 def test_an_ended_session_is_forgotten_with_its_state(tmp_path: Path) -> None:
     path, forgotten = tmp_path / "sessions.db", Forgotten()
     tell(path, ("a", "s", 1), ("a", "t", 1))
-    tell(path, ("a", "s", None), forget=lambda *whose: forgotten.append(whose))
+    tell(path, ("a", "s", None), forget=lambda agent, session, _before: forgotten.append((agent, session)))
     assert known(path) == [("t", 1)]
     assert forgotten == [("a", "s")]
 
@@ -112,7 +112,7 @@ def test_an_ended_session_is_forgotten_with_its_state(tmp_path: Path) -> None:
 def test_the_last_word_about_a_session_counts(tmp_path: Path) -> None:
     path, forgotten = tmp_path / "sessions.db", Forgotten()
     tell(path, ("a", "over", 3), ("a", "over", None), ("a", "back", None), ("a", "back", 1),
-         forget=lambda *whose: forgotten.append(whose))
+         forget=lambda agent, session, _before: forgotten.append((agent, session)))
     assert known(path) == [("back", 1)]
     assert forgotten == [("a", "over")]
 
@@ -145,7 +145,7 @@ def test_state_that_cannot_be_deleted_is_said_and_costs_nothing_else(
 ) -> None:  # fmt: skip
     path = tmp_path / "sessions.db"
 
-    def fail(_agent: str, _id: str) -> None:
+    def fail(_agent: str, _id: str, _before: float) -> None:
         raise PermissionError("no")
     tell(path, ("a", "s", 1))
     tell(path, ("a", "s", None), ("a", "t", 1), forget=fail)
