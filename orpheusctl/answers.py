@@ -7,12 +7,14 @@ from argparse import Namespace
 from typing import Any
 
 from orpheusctl.output import Output
-from orpheusctl.units import iso, size
+from orpheusctl.units import clock, iso, size
 
 Result = dict[str, Any]
 
 _AGENT_COLUMNS = ("name", "version", "state", "workers", "min", "max", "sessions", "queue", "runs")
 _RUN_COLUMNS = ("when", "run_id", "agent", "session_id", "context", "state", "code", "duration_ms", "source", "seq")
+#: On a terminal: what fits, and what the next command needs.
+_FEW_RUN_COLUMNS = ("when", "run_id", "session_id", "context", "state", "duration_ms")
 _SESSION_COLUMNS = ("id", "home", "turns", "running", "waiting", "idle_s")
 
 
@@ -51,7 +53,8 @@ def _runs(answer: Result, _: Namespace, output: Output) -> None:
     if not answer["runs"] and output.draws:
         output.note("the run log has no such runs")
         return
-    output.table(_RUN_COLUMNS, [{**row, "when": iso(row["queued_at"])} for row in answer["runs"]])
+    moment, columns = (clock, _FEW_RUN_COLUMNS) if output.draws else (iso, _RUN_COLUMNS)
+    output.table(columns, [{**row, "when": moment(row["queued_at"])} for row in answer["runs"]])
 
 
 def _show(answer: Result, _: Namespace, output: Output) -> None:

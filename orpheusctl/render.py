@@ -123,12 +123,17 @@ def _console(stream: TextIO, colour: bool) -> Console:
     return Console(file=stream, color_system="auto" if colour else None, highlight=False, markup=False, emoji=False)
 
 
+#: What is copied into the next command must stand in one piece, however narrow the terminal.
+_WHOLE = frozenset(("when", "run_id", "id", "home", "worker_id", "pid", "name", "state", "context"))
+
+
 def _table(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> Table:
     rows = list(rows)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for column in columns:
         numeric = bool(rows) and all(isinstance(row.get(column), int | float) for row in rows)
-        table.add_column(units.title(column).upper(), justify="right" if numeric else "left", overflow="fold")
+        table.add_column(units.title(column).upper(), justify="right" if numeric else "left", overflow="fold",
+                         no_wrap=column in _WHOLE)
     for row in rows:
         texts = [units.human(column, row.get(column)) for column in columns]
         table.add_row(*(Text(text, style=_style(text)) for text in texts))

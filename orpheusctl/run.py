@@ -182,6 +182,6 @@ def _tell_context(answer: dict[str, Any], output: Output) -> None:
 
 
 _BAD_NEWS = {
-    "lost": " (the worker that held its memory is gone, and nothing was saved)",
+    "lost": " (the worker that held its memory is gone, and `workspace.session` had saved nothing)",
     "spilled": " (its worker was busy: this run went elsewhere, without its memory)",
 }

@@ -4,6 +4,7 @@ The only file that reads the daemon's environment. It decides where state and ru
 creates nothing.
 """
 
+import math
 import os
 import re
 import tomllib
@@ -46,6 +47,14 @@ class Config:
         return self.runtime_dir / "ctl.sock"
 
 
+def _switch(text: str) -> bool:
+    if text.lower() in ("1", "true", "yes", "on"):
+        return True
+    if text.lower() in ("", "0", "false", "no", "off"):
+        return False
+    raise ValueError("it must be true or false")
+
+
 #: TOML key, environment variable suffix and flag share these names; the value says how text becomes a setting.
 _TEXT: dict[str, Any] = {
     "state_dir": Path,
@@ -55,7 +64,7 @@ _TEXT: dict[str, Any] = {
     "isolation": str,
     "log_level": str,
     "log_format": str,
-    "debug": lambda text: text.lower() in ("1", "true", "yes"),
+    "debug": _switch,
     "admin_group": str,
     "durability": str,
     "start_timeout_s": float,
@@ -65,6 +74,15 @@ _TEXT: dict[str, Any] = {
 }
 
 
+#: More processes than this serve nobody faster on one box.
+DOORS_LIMIT = 64
+
+_SECONDS = (float, int)
+_KINDS: dict[str, tuple[type, ...]] = {
+    "state_dir": (type(Path()),), "runtime_dir": (type(Path()),), "http": (str, type(None)), "http_doors": (int,),
+    "debug": (bool,), "admin_group": (str,), "start_timeout_s": _SECONDS, "grace_s": _SECONDS,
+    "stop_timeout_s": _SECONDS, "build_timeout_s": _SECONDS,
+}  # fmt: skip
 _CHOICES = {
     "isolation": ISOLATIONS, "log_level": LOG_LEVELS, "log_format": LOG_FORMATS, "durability": DURABILITIES}
 
@@ -121,7 +139,7 @@ def _from_file(path: str | Path | None) -> dict[str, Any]:
     for name, value in table.items():
         if name not in _TEXT:
             raise OrpheusError("invalid-request", f"{file}: unknown setting {name!r}; known are {', '.join(_TEXT)}")
-        settings[name] = Path(value) if name.endswith("_dir") else value
+        settings[name] = Path(value) if name.endswith("_dir") and isinstance(value, str) else value
     return settings
 
 
@@ -138,6 +156,11 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _checked(settings: dict[str, Any]) -> Config:
+    for name, value in settings.items():
+        kinds = _KINDS.get(name)
+        if kinds is not None and type(value) not in kinds:
+            kind_text = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
+            raise OrpheusError("invalid-request", f"{name} must be of type {kind_text}, not {value!r}")
     for name, allowed in _CHOICES.items():
         if name in settings and settings[name] not in allowed:
             allowed_text = ", ".join(allowed)
@@ -146,8 +169,10 @@ def _checked(settings: dict[str, Any]) -> Config:
         http_address(settings["http"])
     config = Config(**settings)
     for name in ("start_timeout_s", "grace_s", "stop_timeout_s", "build_timeout_s"):
-        if not getattr(config, name) > 0:
-            raise OrpheusError("invalid-request", f"{name} must be above 0")
+        if not 0 < getattr(config, name) < math.inf:
+            raise OrpheusError("invalid-request", f"{name} must be a number of seconds above 0")
+    if not 1 <= config.http_doors <= DOORS_LIMIT:
+        raise OrpheusError("invalid-request", f"http_doors must be from 1 to {DOORS_LIMIT}, not {config.http_doors}")
     return replace(config, state_dir=config.state_dir.absolute(), runtime_dir=config.runtime_dir.absolute())
 
 

@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import logging
 import os
+import resource
 import secrets
 import shutil
 import signal
@@ -36,6 +37,7 @@ MONITOR_LEAST_S = 0.05
 
 async def serve(config: Config) -> int:
     """Run until a signal says stop. Returns the exit code. Raises OrpheusError when it cannot start."""
+    _allow_descriptors()
     loop = asyncio.get_running_loop()
     failed: asyncio.Future[BaseException] = loop.create_future()
     loop.set_exception_handler(lambda _loop, context: _fail(failed, context))
@@ -127,6 +129,12 @@ class Daemon:
         delay_s = max(MONITOR_PERIOD_S / max(workers, 1), MONITOR_LEAST_S)
         self._monitor = asyncio.get_running_loop().call_later(delay_s, self._sample)
         self._engine.processes.monitor.sample_next(self._engine.now())
+
+
+def _allow_descriptors() -> None:
+    """A worker costs three descriptors, a client one: the soft limit of a login shell is too low."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _fail(failed: "asyncio.Future[BaseException]", context: dict[str, object]) -> None:

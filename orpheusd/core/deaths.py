@@ -36,4 +36,5 @@ def resolve_lost(router: Router, agent: "Agent", worker: Worker, cause: str, now
 def _end_of(run: Run, cause: str) -> tuple[RunState, str, str]:
     if run.stopping:
         return _STATE_OF_STOPPED[run.stopping], run.stopping, _MESSAGE_OF_STOPPED[run.stopping]
-    return RunState.CRASHED, "worker-crashed", f"the worker died while it ran this ({cause})"
+    return RunState.CRASHED, "worker-crashed", (
+        f"the worker died while it ran this ({cause}); `orpheusctl logs {run.agent} --run {run.id}` has what it said")

@@ -394,4 +394,6 @@ class Pool:
 
 
 def quarantine_message(agent: Agent) -> str:
-    return f"{agent.id} is refused for a while because its workers keep dying: {agent.record.reason}"
+    return (
+        f"{agent.id} is refused for a while because its workers keep dying: {agent.record.reason}; `orpheusctl logs "
+        f"{agent.id}` has what they said, and a deploy that works ends it at once")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from orpheusd.core.agent import Agent
 
 EXCLUSIVE = ("queue", "interrupt")
-COLD = "the session's memory is gone and `require: warm` was asked for"
+COLD = "the session's memory is gone, and only a warm context was asked for; run it without that to go on"
 
 
 class Lane:
