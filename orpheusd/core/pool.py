@@ -270,7 +270,7 @@ class Pool:
         agent.lull.observe(demand, len(agent.slots), settings, now)
         if agent.lull.over(settings, now):
             self._shrink(agent, max(wanted, wanted_workers(agent.lull.peak, settings)), now)
-            agent.lull.begin_again(demand, len(agent.slots), settings, now)
+            agent.lull.since = None
         if agent.lull.since is not None and agent.lull.since + settings.idle_timeout_s > now:
             self._deadlines.arm(agent, agent.lull.since + settings.idle_timeout_s)
         if agent.vacant and template.state is ProcessState.READY:

@@ -49,11 +49,6 @@ class Lull:
         elif demand > self.peak:
             self.peak = demand
 
-    def begin_again(self, demand: int, workers: int, settings: "Settings", now: float) -> None:
-        """What could be let go has been; from here on it is seen whether more can."""
-        self.since = None
-        self.observe(demand, workers, settings, now)
-
     def over(self, settings: "Settings", now: float) -> bool:
         """Whether it has lasted long enough to let workers go."""
         return self.since is not None and now >= self.since + settings.idle_timeout_s

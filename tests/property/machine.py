@@ -17,13 +17,20 @@ AGENTS = ("a", "b", "c")
 SESSIONS = (None, "s1", "s2", "s3", "s4")
 #: Small limits and short times, so that a story of a few dozen steps meets them.
 SHORT = Settings(timeout_s=10.0, queue_timeout_s=15.0, idle_timeout_s=20.0, session_ttl_s=40.0)
+LONG_RUNS = SHORT._replace(timeout_s=60.0, idle_timeout_s=5.0)
 VARIANTS = (
     SHORT._replace(max_workers=2),
-    SHORT._replace(min_workers=0, max_workers=2, affinity="strict", overlap="queue", session_max=2),
+    SHORT._replace(min_workers=0, max_workers=1, affinity="strict", overlap="queue", session_max=2),
     SHORT._replace(concurrency=3, max_workers=2, queue_size=4, session_queue_size=2),
     SHORT._replace(min_workers=2, max_workers=3, concurrency=2, overlap="interrupt", session_max=3, patience_s=1.0),
-    SHORT._replace(max_workers=1, queue_size=6, session_max=2, patience_s=0.0),
-    SHORT._replace(min_workers=2, max_workers=4, overlap="reject", scale_up_threshold=2.0, session_ttl_s=15.0),
+    SHORT._replace(max_workers=2, concurrency=2, queue_size=3, session_max=2, patience_s=0.0),
+    LONG_RUNS._replace(max_workers=6, overlap="reject", session_ttl_s=15.0),
+    LONG_RUNS._replace(min_workers=2, max_workers=4, concurrency=2, scale_up_threshold=2.0, queue_size=5),
+)
+#: How one run of a session may differ from the next: affinity, overlap, whether it must be warm.
+KINDS: tuple[tuple[str | None, str | None, bool], ...] = (
+    (None, None, False), ("soft", "allow", False), ("strict", "allow", False), ("soft", "queue", False),
+    ("strict", "queue", False), (None, "interrupt", False), (None, "reject", False), ("soft", "allow", True),
 )
 
 NUMBERS = st.integers(0, 30)
@@ -76,6 +83,13 @@ class Life(RuleBasedStateMachine):
     def flood(self, session: str | None, overlap: str | None, times: int) -> None:
         for _ in range(times):
             self.world.request("a", session, overlap=overlap)
+
+    @rule(agent=agents, session=st.sampled_from(SESSIONS[1:3]),
+          kinds=st.lists(st.sampled_from(KINDS), min_size=2, max_size=5))  # fmt: skip
+    def mixed(self, agent: str, session: str, kinds: list[tuple[str | None, str | None, bool]]) -> None:
+        """Runs of one session that want different things."""
+        for affinity, overlap, warm in kinds:
+            self.world.request(agent, session, affinity, overlap, warm)
 
     @rule(agent=agents, sessions=st.permutations(SESSIONS))
     def one_of_each(self, agent: str, sessions: list[str | None]) -> None:

@@ -77,8 +77,8 @@ def main() -> int:
         began = time.monotonic()
         found = finding(SEEDS[name])
         missed += found is None
-        print(f"{'MISSED' if found is None else 'found '} {time.monotonic() - began:6.1f} s  {name}: {found or ''}"[:160],
-              flush=True)
+        verdict = "MISSED" if found is None else "found "
+        print(f"{verdict} {time.monotonic() - began:6.1f} s  {name}: {found or ''}"[:160], flush=True)
     print(f"{missed} missed")
     return 1 if missed else 0
 

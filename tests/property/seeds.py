@@ -59,7 +59,8 @@ THOUGHT_UP = (
          "agent.idle[worker.id] = worker"),
     Seed("a lost waiter when a home dies", "routing:Router.home_died", "self._place(agent, lane, now)",
          "agent.rotation[lane] = None"),
-    Seed("starvation by one's own lane", "routing:Router._next_lane", "if own is None or", "if own is None and own or"),
+    Seed("starvation by one's own lane", "routing:Router._next_lane",
+         "if own is None or", "if own is None and own or"),
     Seed("starvation by a lane that keeps its place", "routing:Router._place", "self._ticket += 1",
          "self._ticket = lane.ticket or self._ticket + 1"),
     Seed("patience never ends", "routing:Router.patience_over", "self._roam(agent, lane, now)", "pass"),
@@ -99,13 +100,10 @@ REAL = (
     Seed("a stop without grace", "pool:Pool._shrink", "self._stop(worker, now)",
          "self._stop(worker, worker.idle_since)"),
     Seed("scale-down keeps the dying", "scaling:cheapest", "return dying +", "return"),
-    Seed("scale-down stops half-way", "scaling:Lull.begin_again", "self.observe(demand, workers, settings, now)",
-         "pass"),
-    Seed("a lull is never quite over", "scaling:Lull.over", "now >= self.since + settings.idle_timeout_s",
-         "now - self.since >= settings.idle_timeout_s"),
     Seed("overlap with a spilled run", "routing:Router._worker_now",
          "session is not None and session.running and run.overlap in EXCLUSIVE", "False"),
-    Seed("an interrupt cancels and is refused", "routing:Router.submit", "others >= agent.settings.queue_size", "False"),
+    Seed("an interrupt cancels and is refused", "routing:Router.submit",
+         "others >= agent.settings.queue_size", "False"),
     Seed("interrupting, the first goes first", "routing:Router._interrupt", "reversed(list(lane.runs))",
          "list(lane.runs)"),
     Seed("refusing all, the first goes first", "pool:Pool._refuse_waiting", "reversed(list(agent.waiting.values()))",
@@ -120,7 +118,6 @@ REAL = (
     Seed("a parked run has no patience", "routing:Router.ended", "lane.patient_from = now", "pass"),
     Seed("a template takes its agent into quarantine", "restart:Record.failed", "now - self._times[-1] >= ONE_CAUSE_S",
          "True"),
-    Seed("a template's backoff only grows", "pool:Pool.template_ready", "agent.template_slot.succeeded()", "pass"),
 )
 
 SEEDS = {seed.name: seed for seed in (*THOUGHT_UP, *REAL)}

@@ -37,11 +37,25 @@ class Witness(Account):
         hold(known or not effects, f"{event} concerns nobody, and leads to {effects}")
         for effect in effects:
             self._foresee(effect)
+        if known and isinstance(event, ev.RunRequested):
+            self._check_admission(self.runs[event.run], effects)
         for effect in effects:
             self._see[type(effect)](effect)
         for agent in [agent for agent in self.agents.values() if self.stopping or not agent.exists]:
             if agent.removal is None and not self.processes_of(agent):
                 del self.agents[agent.id]
+
+    def _check_admission(self, run: RunRecord, effects: list[ef.Effect]) -> None:
+        """What must be refused at once is refused at once."""
+        agent = self.agents.get(run.agent)
+        session = agent.session_of(run) if agent is not None else None
+        others = agent.waiting.values() if agent is not None else ()
+        waits = any(other is not run and other.lane == run.lane for other in others)
+        busy = waits or (session is not None and bool(session.running))
+        closed = agent is None or not agent.exists or agent.removal is not None or agent.quarantined_until is not None
+        if self.stopping or closed or (busy and run.overlap == "reject"):
+            refused = any(isinstance(effect, ef.Resolve) and effect.run == run.id for effect in effects)
+            hold(refused, f"{run.id} is accepted, and must not be")
 
     def _foresee(self, effect: ef.Effect) -> None:
         """What an effect says about the whole step, wherever in the step it stands."""
