@@ -11,5 +11,5 @@ def test_the_bench_fills_its_rows() -> None:
                           capture_output=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
-    assert len(rows) == 2 + 3 + 2 + 3, done.stdout
+    assert len(rows) == 2 + 3 + 2 + 4, done.stdout
     assert "failed" not in done.stdout

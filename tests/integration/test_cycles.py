@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -10,7 +11,7 @@ from tests.daemon import Daemon, write_agent
 from tests.eventually import eventually
 
 
-def holdings(daemon: Daemon, temporary: Path) -> dict[str, object]:
+def holdings(daemon: Daemon, temporary: Path) -> dict[str, Any]:
     """What the daemon has that could leak: processes, descriptors, mounts, and entries in its directories."""
     process = psutil.Process(daemon.pid)
     places = [daemon.runtime_dir, daemon.state_dir / "tmp", daemon.state_dir / "agents", daemon.state_dir / "venvs",
@@ -50,5 +51,10 @@ def handler(input_data):
     cycle(daemon, folder, 3)
     before = holdings(daemon, temporary)
     cycle(daemon, folder, times)
-    eventually(lambda: holdings(daemon, temporary) == before, what=f"{before}, not {holdings(daemon, temporary)}")
 
+    def no_more_than_before() -> bool:
+        now = holdings(daemon, temporary)
+        # the last call's connection may not have been closed yet when it was counted before
+        return now == {**before, "descriptors": min(now["descriptors"], before["descriptors"])}
+
+    eventually(no_more_than_before, what=f"{before}, not {holdings(daemon, temporary)}")

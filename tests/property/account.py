@@ -61,6 +61,11 @@ class Account:
         since = run.queued_at if session is None else max(run.queued_at, session.home_at, session.unparked_at)
         return since + (max(agent.patiences) if latest else min(agent.patiences))
 
+    def may_roam(self, agent: AgentRecord, run: RunRecord) -> bool:
+        """Whether a head has waited for its home long enough, and the core has been told so."""
+        until = self.impatient_at(agent, run, latest=True)
+        return run.roams and until <= self.ticked and until - max(agent.patiences) < self.ticked
+
     def processes_of(self, agent: AgentRecord) -> list[str]:
         return [p.id for p in [*self.workers.values(), *self.templates.values()] if p.agent == agent.id]
 

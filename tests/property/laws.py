@@ -41,7 +41,7 @@ def _check_waiting(witness: Witness, agent: AgentRecord) -> None:
             continue
         hold(session is None or home is not None or not run.warm, f"{run.id} waits for memory that is gone")
         hold(home is None or not home.open, f"{run.id} waits for its home, which is open")
-        if home is None or (run.roams and witness.impatient_at(agent, run, latest=True) <= witness.ticked):
+        if home is None or witness.may_roam(agent, run):
             free = [worker.id for worker in witness.open_workers(agent.id)]
             hold(not free, f"{run.id} waits while {free} are free")
         most = run.overtaken_by.most_common(1)

@@ -195,8 +195,7 @@ class Witness(Account):
             if head.standing != standing:
                 head.standing = standing
                 head.overtaken_by.clear()
-            roams = head.roams and self.impatient_at(agent, head, latest=True) <= self.ticked
-            if head.lane != run.lane and not blocked and (home in (None, worker) or roams):
+            if head.lane != run.lane and not blocked and (home in (None, worker) or self.may_roam(agent, head)):
                 head.overtaken_by[run.lane] += 1
 
     def _enter_session(self, agent: AgentRecord, run: RunRecord, worker: WorkerRecord, effect: ef.Dispatch) -> None:
