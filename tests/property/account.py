@@ -67,7 +67,8 @@ class Account:
         return run.roams and until <= self.ticked and until - max(agent.patiences) < self.ticked
 
     def processes_of(self, agent: AgentRecord) -> list[str]:
-        return [p.id for p in [*self.workers.values(), *self.templates.values()] if p.agent == agent.id]
+        processes: list[WorkerRecord | TemplateRecord] = [*self.workers.values(), *self.templates.values()]
+        return [process.id for process in processes if process.agent == agent.id]
 
     # Events
 
@@ -202,7 +203,8 @@ class Account:
         run.state = "ended"
         agent = self.agents[run.agent]
         session = agent.session_of(run)
-        if session is not None and session.running.pop(run.id, None):
+        if session is not None and run.id in session.running:
+            del session.running[run.id]
             if any(head.session == run.session and head.exclusive for head in agent.heads()):
                 session.unparked_at = self.now
             session.turns += 1

@@ -81,11 +81,11 @@ def _check_sessions(witness: Witness, supervisor: Supervisor, agent: AgentRecord
         hold(told[id] == reason, f"{id} is ended for {told[id]}, and it is {reason}")
     for id in gone:
         del agent.sessions[id]
-    for id, session in known.items():
+    for id, kept in known.items():
         own = agent.sessions.get(id)
         hold(own is not None, f"session {id} is known though it never ran")
-        home = session.live_home.id if session.live_home is not None else None
         assert own is not None
+        home = kept.live_home.id if kept.live_home is not None else None
         true_home = own.home if own.home in witness.workers else None
         hold(home == true_home, f"the home of {id} is {true_home}, not {home}")
 

@@ -144,7 +144,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(number=NUMBERS, how=st.sampled_from(("ready", "ready", "failed", "exit", "die", "misbehave")))
     def process_says(self, number: int, how: str) -> None:
-        starting = [p for p in [*self.templates, *self.workers] if p.state == "starting"]
+        starting = [p for p in self.world.processes.all if p.state == "starting"]
         if starting:
             process = pick(starting, number)
             self._says(process, how)
@@ -161,7 +161,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(number=NUMBERS)
     def death_is_noticed(self, number: int) -> None:
-        if dead := [p.id for p in [*self.templates, *self.workers] if p.state == "dead"]:
+        if dead := [p.id for p in self.world.processes.all if p.state == "dead"]:
             self.world.exit(pick(dead, number))
 
     @rule(number=NUMBERS, unread=st.integers(1, 3))
@@ -226,7 +226,7 @@ class Life(RuleBasedStateMachine):
     @rule(number=NUMBERS)
     def letter_sent_twice(self, number: int) -> None:
         """A process says again that it is ready; a caller sends the same run again, or cancels what is over."""
-        ready = [p for p in [*self.templates, *self.workers] if p.state == "ready"]
+        ready = [p for p in self.world.processes.all if p.state == "ready"]
         if ready:
             self.world.ready(pick(ready, number).id)
         if runs := list(self.world.witness.runs.values()):

@@ -40,6 +40,10 @@ class FakeProcesses:
         self.gone: list[str] = []
 
     @property
+    def all(self) -> list[FakeTemplate | FakeWorker]:
+        return [*self.templates.values(), *self.workers.values()]
+
+    @property
     def empty(self) -> bool:
         return not self.templates and not self.workers
 
@@ -80,12 +84,13 @@ class FakeProcesses:
     def reported(self, event: ev.Event) -> None:
         """The core is being told this; if it is about a process that is here, it is true of it from now on."""
         if isinstance(event, ev.TemplateReady | ev.WorkerReady):
-            process = self.templates.get(event[0]) or self.workers.get(event[0])
+            process: FakeTemplate | FakeWorker | None = self.templates.get(event[0]) or self.workers.get(event[0])
             if process is not None and process.state == "starting":
                 process.state = "ready"
         elif isinstance(event, ev.RunEnded) and event.worker in self.workers:
             self.workers[event.worker].runs.pop(event.run, None)
-        elif isinstance(event, ev.WorkerExited) and self.workers.pop(event.worker, None):
+        elif isinstance(event, ev.WorkerExited) and event.worker in self.workers:
+            del self.workers[event.worker]
             self.gone.append(event.worker)
         elif isinstance(event, ev.TemplateExited) and event.template in self.templates:
             self.template_dies(self.templates.pop(event.template))

@@ -54,6 +54,10 @@ def _function(seed: Seed) -> FunctionType:
     found: Any = importlib.import_module(f"orpheusd.core.{module}")
     for name in path.split("."):
         found = inspect.getattr_static(found, name)
+    return _plain(found)
+
+
+def _plain(found: object) -> FunctionType:
     function = found.fget if isinstance(found, property) else found
     assert isinstance(function, FunctionType)
     return function
@@ -66,9 +70,7 @@ def _wrong_code(function: FunctionType, seed: Seed) -> CodeType:
     made: dict[str, Any] = {}
     exec(compile(text.replace(seed.right, seed.wrong), f"<{seed.name}>", "exec"), dict(function.__globals__), made)
     wrong = made[function.__name__]
-    code = (wrong.fget if isinstance(wrong, property) else wrong).__code__
-    assert isinstance(code, CodeType)
-    return code
+    return _plain(wrong).__code__
 
 
 def main() -> int:

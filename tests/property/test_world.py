@@ -10,7 +10,7 @@ from tests.property.machine import Life
 
 CHECKS = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)
 #: The same stories each time, so that a red test is about the change and not about luck.
-QUICK = settings(max_examples=80, stateful_step_count=40, deadline=None, derandomize=True, database=None,
+QUICK = settings(max_examples=250, stateful_step_count=50, deadline=None, derandomize=True, database=None,
                  suppress_health_check=CHECKS)
 FULL = settings(max_examples=2000, stateful_step_count=60, deadline=None, suppress_health_check=CHECKS,
                 print_blob=True)

@@ -176,7 +176,8 @@ class Witness(Account):
         if home is not None and worker is not home:
             hold(run.roams, f"{effect} may not leave {home.id}")
             hold(self.now >= self.impatient_at(agent, run), f"{effect} has not waited for {home.id}")
-            hold(not home.open, f"{effect} leaves {home.id}, which has room")
+            others = [head for head in agent.heads() if head.lane != run.lane and self.home_of(agent, head) is home]
+            hold(not home.open or others, f"{effect} leaves {home.id}, which has room")
         if session is not None and home is None:
             hold(not run.warm, f"{effect} though its memory is gone and must be warm")
         if home is None and isinstance(self.event, ev.RunRequested):
@@ -267,10 +268,9 @@ class Witness(Account):
         others = [other for other in agent.waiting.values() if other is not run] if agent is not None else []
         mates = [other for other in others if run.session is not None and other.session == run.session]
         session = agent.session_of(run) if agent is not None else None
-        asks = isinstance(event, ev.RunRequested)
-        asked_now = asks and event.run == run.id
-        interrupted = asks and event.run != run.id and self.runs[event.run].overlap == "interrupt" \
-            and event.session == run.session and run.session is not None
+        asked_now = isinstance(event, ev.RunRequested) and event.run == run.id
+        interrupted = isinstance(event, ev.RunRequested) and event.run != run.id and run.session is not None \
+            and event.session == run.session and self.runs[event.run].overlap == "interrupt"
         going = self.stopping or (agent is not None and agent.removal is not None)
         reasons = {
             ("cancelled", "cancelled"): interrupted or (isinstance(event, ev.CancelRequested) and event.run == run.id),

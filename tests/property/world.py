@@ -159,7 +159,7 @@ class World:
             for run, reason in worker.runs.items():
                 if reason:
                     return lambda: self.end(run, reason)
-        for process in [*self.processes.templates.values(), *self.processes.workers.values()]:
+        for process in self.processes.all:
             if process.state == "dead" or (process.asked and not isinstance(process, FakeWorker)):
                 return lambda: self.exit(process.id)
             if process.state == "starting":
