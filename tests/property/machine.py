@@ -154,6 +154,17 @@ class Life(RuleBasedStateMachine):
         if self.workers:
             self._says(pick(self.workers, number), how)
 
+    @rule(number=NUMBERS, overlap=st.sampled_from((None, "queue", "interrupt")))
+    def home_of_a_spilled_run_falls(self, number: int, overlap: str | None) -> None:
+        """A session is left with a run in progress and no home; its caller asks again."""
+        spilled = [run for run in self.world.witness.runs.values() if run.context == "spilled"]
+        if spilled:
+            run = pick(spilled, number)
+            home = self.world.witness.home_of(self.world.witness.agents[run.agent], run)
+            if home is not None:
+                self.world.exit(home.id)
+                self.world.request(run.agent, run.session, overlap=overlap)
+
     @rule(number=NUMBERS, how=st.sampled_from(("exit", "die")))
     def template_falls(self, number: int, how: str) -> None:
         if self.templates:
