@@ -114,9 +114,11 @@ class Life(RuleBasedStateMachine):
         if obey:
             self.world.obey()
 
-    @rule(agent=agents, number=st.integers(0, 3))
-    def remove(self, agent: str, number: int) -> None:
+    @rule(agent=agents, busy=st.booleans(), number=st.integers(0, 3))
+    def remove(self, agent: str, busy: bool, number: int) -> None:
         if number == 0:
+            if busy:
+                self.world.request(agent, timeout_s=60.0)
             self.world.remove(agent)
 
     @rule(number=st.integers(0, 9))
@@ -154,15 +156,17 @@ class Life(RuleBasedStateMachine):
         if self.workers:
             self._says(pick(self.workers, number), how)
 
-    @rule(number=NUMBERS, overlap=st.sampled_from((None, "queue", "interrupt")))
-    def home_of_a_spilled_run_falls(self, number: int, overlap: str | None) -> None:
-        """A session is left with a run in progress and no home; its caller asks again."""
+    @rule(number=NUMBERS, overlap=st.sampled_from(("allow", "queue", "interrupt")))
+    def home_of_a_spilled_run_falls(self, number: int, overlap: str) -> None:
+        """A session is left with a run in progress and no home; its caller asks again when there is another worker."""
         spilled = [run for run in self.world.witness.runs.values() if run.context == "spilled"]
         if spilled:
             run = pick(spilled, number)
             home = self.world.witness.home_of(self.world.witness.agents[run.agent], run)
             if home is not None:
                 self.world.exit(home.id)
+                self.world.wait(0.2)
+                self.world.obey()
                 self.world.request(run.agent, run.session, overlap=overlap)
 
     @rule(number=NUMBERS, how=st.sampled_from(("exit", "die")))
