@@ -39,6 +39,7 @@ class Config:
     start_timeout_s: float = 30.0
     grace_s: float = 2.0
     stop_timeout_s: float = 10.0
+    orphan_ttl_s: float = 60.0
     build_timeout_s: float = 900.0
     build_environ: Mapping[str, str] = field(default_factory=dict)
 
@@ -70,6 +71,7 @@ _TEXT: dict[str, Any] = {
     "start_timeout_s": float,
     "grace_s": float,
     "stop_timeout_s": float,
+    "orphan_ttl_s": float,
     "build_timeout_s": float,
 }
 
@@ -81,7 +83,7 @@ _SECONDS = (float, int)
 _KINDS: dict[str, tuple[type, ...]] = {
     "state_dir": (type(Path()),), "runtime_dir": (type(Path()),), "http": (str, type(None)), "http_doors": (int,),
     "debug": (bool,), "admin_group": (str,), "start_timeout_s": _SECONDS, "grace_s": _SECONDS,
-    "stop_timeout_s": _SECONDS, "build_timeout_s": _SECONDS,
+    "stop_timeout_s": _SECONDS, "orphan_ttl_s": _SECONDS, "build_timeout_s": _SECONDS,
 }  # fmt: skip
 _CHOICES = {
     "isolation": ISOLATIONS, "log_level": LOG_LEVELS, "log_format": LOG_FORMATS, "durability": DURABILITIES}
@@ -168,12 +170,13 @@ def _checked(settings: dict[str, Any]) -> Config:
     if settings.get("http") is not None and "http" in settings:
         http_address(settings["http"])
     config = Config(**settings)
-    for name in ("start_timeout_s", "grace_s", "stop_timeout_s", "build_timeout_s"):
+    for name in ("start_timeout_s", "grace_s", "stop_timeout_s", "orphan_ttl_s", "build_timeout_s"):
         if not 0 < getattr(config, name) < math.inf:
             raise OrpheusError("invalid-request", f"{name} must be a number of seconds above 0")
     if not 1 <= config.http_doors <= DOORS_LIMIT:
         raise OrpheusError("invalid-request", f"http_doors must be from 1 to {DOORS_LIMIT}, not {config.http_doors}")
-    return replace(config, state_dir=config.state_dir.absolute(), runtime_dir=config.runtime_dir.absolute())
+    return replace(config, state_dir=config.state_dir.absolute(), runtime_dir=config.runtime_dir.absolute(),
+                   orphan_ttl_s=float(config.orphan_ttl_s))
 
 
 def http_address(text: str) -> tuple[str, int]:

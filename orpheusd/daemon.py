@@ -6,7 +6,6 @@ import logging
 import os
 import resource
 import secrets
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -51,10 +50,13 @@ async def serve(config: Config) -> int:
         failed.add_done_callback(lambda _: stop.set())
         await stop.wait()
         if failed.done():
-            # half a daemon is worse than none: everything goes, and whoever supervises us starts a whole one
-            log.critical("stopping because of a fault", exc_info=failed.result())
+            # half a daemon is worse than none: it goes, and whoever supervises us starts a whole one, for which the
+            # workers wait with what is in them
+            log.critical("leaving because of a fault", exc_info=failed.result())
+            await daemon.abandon()
+            return 70
         await daemon.close()
-        return 70 if failed.done() else 0
+        return 0
 
 
 class Daemon:
@@ -66,7 +68,6 @@ class Daemon:
         self._http = bind(config.http) if config.http is not None else None
         self._isolation = detect(config.isolation)
         _private(config.runtime_dir)
-        shutil.rmtree(config.runtime_dir / "t", ignore_errors=True)
         lib = make_lib_dir(config.runtime_dir / "lib")
         store = VersionStore(config.state_dir)
         store.prepare()
@@ -75,7 +76,7 @@ class Daemon:
         self._remembered = Remembered(config.state_dir / "sessions.db", store.forget_session_state)
         self._engine = Engine(
             config.runtime_dir, self._isolation, find_interpreter(), lib,
-            Policy(config.start_timeout_s, config.grace_s, config.stop_timeout_s), secrets.token_hex(3),
+            Policy(config.start_timeout_s, config.grace_s, config.stop_timeout_s), secrets.token_hex(4),
             self._recorder, self._remembered, self._log_line, lambda who, text: log.warning("%s: %s", who, text),
             config.debug)  # fmt: skip
         self._deployments = Deployments(store, self._engine, config, self._isolation, self._remembered)
@@ -90,6 +91,7 @@ class Daemon:
             log.warning("agents run without walls: %s", self._isolation.reason)
         for problem in self._deployments.load_all():
             log.error("%s", problem)
+        self._recorder.give_up_unfinished(self._deployments.deployed)
         await self._control.open(config.control_socket)
         if self._fronts is not None:
             self._fronts.open()
@@ -109,16 +111,21 @@ class Daemon:
         except TimeoutError:
             log.error("some processes did not leave in time; they are killed")
             await self._engine.processes.kill_all(config.grace_s)
+        await self.abandon()
+        config.control_socket.unlink(missing_ok=True)
+        log.info("stopped")
+
+    async def abandon(self) -> None:
+        """Close the doors and write down what is known. Templates and workers are left as they are."""
+        config = self._config
         if self._fronts is not None:
             await self._fronts.close(config.grace_s)
         await self._control.close(config.grace_s)
         if self._monitor is not None:
             self._monitor.cancel()
-        config.control_socket.unlink(missing_ok=True)
         self._logs.close()
         self._remembered.close()
         self._recorder.close(config.stop_timeout_s)
-        log.info("stopped")
 
     def _log_line(self, agent: str, row: dict[str, object]) -> None:
         self._logs.append(agent, {"time": time.time(), **row})

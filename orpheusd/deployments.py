@@ -22,7 +22,8 @@ from orpheusd.deploy.versions import StoredVersion, VersionStore
 from orpheusd.engine import Engine, Verdict
 from orpheusd.errors import OrpheusError
 from orpheusd.operations import RESULT_LIMIT_BYTES
-from orpheusd.process.processes import Plan
+from orpheusd.process.lives import Plan
+from orpheusd.process.records import Record
 from orpheusd.process.sandbox import Isolation
 from orpheusd.remembered import Remembered
 
@@ -53,13 +54,34 @@ class Deployments:
     def load_all(self) -> list[str]:
         """Start the current version of every agent on disk. Returns a sentence for each that cannot be."""
         listing = self._store.list_agents()
+        orphans = self._engine.processes.orphans()
         for version in listing.versions:
             self.deployed[version.name] = version
             self._plan(version)
             settings = settings_of(version.manifest)
             sessions = self._remembered.load(version.name, settings.session_ttl_s, settings.session_max)
-            self._engine.feed(ev.AgentLoaded(version.name, version.number, settings, tuple(sessions)))
+            expected = self._expect([record for record in orphans if record.agent == version.name])
+            self._engine.load(version.name, version.number, settings, tuple(sessions), expected)
+        for record in orphans:
+            if record.agent not in self.deployed:
+                self._engine.processes.adopt_template(record)
+                self._engine.processes.kill_template(record.template)
         return listing.problems
+
+    def _expect(self, records: list[Record]) -> tuple[ev.Orphan, ...]:
+        """Listen for the templates of an agent that an earlier daemon started."""
+        expected = []
+        for record in records:
+            self._engine.processes.adopt_template(record)
+            try:
+                manifest = self._store.load(record.agent, record.version).manifest
+            except (OrpheusError, OSError) as error:
+                log.warning("workers of %s are killed: there is no version %d any more (%s)", record.agent,
+                            record.version, error)
+                self._engine.processes.kill_template(record.template)
+                continue
+            expected.append(ev.Orphan(record.template, record.version, settings_of(manifest)))
+        return tuple(expected)
 
     async def inspect(self, upload_id: str) -> dict[str, Any]:
         found = await asyncio.to_thread(survey, self._store.uploads.open(upload_id))
@@ -174,10 +196,12 @@ class Deployments:
             "agent": version.name, "version": version.number, "module": manifest.module_name,
             "entrypoint": manifest.entrypoint, "concurrency": manifest.concurrency, "preload": manifest.preload,
             "env": self._store.read_env(version.name, version.number), "result_limit_bytes": RESULT_LIMIT_BYTES,
+            "orphan_ttl_s": self._config.orphan_ttl_s,
         }  # fmt: skip
         venv_dir: Path | None = self._store.state_dir / "venvs" / version.venv if version.venv else None
         self._engine.plans[version.name, version.number] = Plan(
-            version.name, version.code_dir, self._store.workspace_dir(version.name), venv_dir, manifest.network, setup)
+            version.name, version.number, version.code_dir, self._store.workspace_dir(version.name), venv_dir,
+            manifest.network, setup)
 
     async def _tidy(self, name: str) -> None:
         """Remove versions nobody runs or goes back to."""

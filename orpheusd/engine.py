@@ -19,13 +19,16 @@ import orjson
 
 from orpheusd.core import effects as ef
 from orpheusd.core import events as ev
+from orpheusd.core.agent import Settings
 from orpheusd.core.invariants import check
 from orpheusd.core.pool import Policy
 from orpheusd.core.supervisor import Supervisor
 from orpheusd.operations import RESULT_LIMIT_BYTES
 from orpheusd.outcome import Outcome
 from orpheusd.process.causes import MESSAGE_LIMIT, TRACEBACK_LIMIT, TYPE_LIMIT
-from orpheusd.process.processes import Plan, Processes, Sinks
+from orpheusd.process.holdings import Session
+from orpheusd.process.lives import Plan
+from orpheusd.process.processes import Processes, Sinks
 from orpheusd.process.sandbox import Interpreter, Isolation, RuntimeLib
 from orpheusd.recorder import Recorder
 from orpheusd.remembered import Remembered
@@ -58,7 +61,8 @@ class Verdict(NamedTuple):
 
 
 class Engine:
-    """Invariant: `pending` has exactly the runs that were accepted and are not resolved."""
+    """Invariant: `pending` has exactly the runs that this daemon accepted and that are not resolved; `_unacknowledged`
+    has, with its worker, each run whose end was heard and is not on the disk yet."""
 
     def __init__(
         self,
@@ -77,13 +81,15 @@ class Engine:
         self.supervisor = Supervisor(boot_id, policy, random.random)
         self.processes = Processes(
             runtime_dir, isolation, interpreter, lib,
-            Sinks(self.feed, self._ended, self._output, self._log, on_note))
+            Sinks(self.feed, self._adopted, self._ended, self._output, self._log, on_note))
         self.plans: dict[tuple[str, int], Plan] = {}
         self.pending: dict[str, Pending] = {}
         self.stopped = asyncio.Event()
         self.explanations = Explanations()
         self._loop = asyncio.get_running_loop()
+        self._unacknowledged: dict[str, str] = {}
         self._recorder = recorder
+        recorder.on_committed = self._committed
         self._remembered = remembered
         self._on_log = on_log
         self._debug = debug
@@ -144,6 +150,22 @@ class Engine:
         self.pending[event.run] = pending
         self.feed(event)
 
+    def load(self, agent: str, version: int, settings: Settings, sessions: tuple[ev.Seen, ...],
+             orphans: tuple[ev.Orphan, ...]) -> None:
+        """Tell of an agent that was deployed when the last daemon ran, and of what that may have left."""
+        unfinished = self._recorder.take_unfinished(agent, settings.timeout_s)
+        self.feed(ev.AgentLoaded(agent, version, settings, sessions, orphans, unfinished))
+
+    def committed(self, run_ids: list[str]) -> None:
+        """The ends of these runs are on the disk: their workers need not keep them."""
+        by_worker: dict[str, list[str]] = {}
+        for run_id in run_ids:
+            worker_id = self._unacknowledged.pop(run_id, None)
+            if worker_id is not None:
+                by_worker.setdefault(worker_id, []).append(run_id)
+        for worker_id, ended in by_worker.items():
+            self.processes.acknowledge(worker_id, ended)
+
     @contextlib.contextmanager
     def verdict(self, request: str) -> Iterator["asyncio.Future[Verdict]"]:
         """A future for the supervisor's verdict on `request`, which must be fed inside the `with`."""
@@ -167,6 +189,10 @@ class Engine:
         self._timer, self._wake_at = None, math.inf
         self.feed(ev.TimePassed())
 
+    def _committed(self, run_ids: list[str]) -> None:
+        """In the writer's thread."""
+        self._loop.call_soon_threadsafe(self.committed, run_ids)
+
     # What the supervisor orders
 
     def _start_template(self, effect: ef.StartTemplate) -> None:
@@ -177,12 +203,13 @@ class Engine:
         fields = {
             "run_id": effect.run, "session_id": effect.session, "context": effect.context, "turn": effect.turn,
             "timeout_s": effect.timeout_s, "stream": pending.on_event is not None,
+            "note": {"source": pending.source, "caller": pending.caller, "at": time.time()},
         }  # fmt: skip
         self.processes.run(effect.worker, fields, pending.payload)
         worker = self.supervisor.pool.workers[effect.worker]
         self._recorder.started(effect, worker)
-        if effect.context == "new" and effect.session is not None:
-            self._remembered.begun(worker.agent, effect.session)
+        if effect.session is not None and effect.context in ("new", "lost"):
+            self._remembered.begun(worker.agent, effect.session, effect.turn - 1, effect.worker)
 
     def _resolve(self, effect: ef.Resolve) -> None:
         pending = self.pending.pop(effect.run, None)
@@ -223,9 +250,26 @@ class Engine:
 
     # What workers say
 
+    def _adopted(self, worker_id: str, sessions: list[Session], held: list[Message]) -> None:
+        """A worker that outlived the last daemon has told what it has."""
+        worker = self.supervisor.pool.workers.get(worker_id)
+        if worker is None:
+            return
+        found = self._recorder.adopted(worker, held)
+        # also when there is nothing to acknowledge: it is how the worker knows that it was heard
+        self.processes.acknowledge(worker_id, found.over)
+        seen = tuple(ev.Seen(id, turns, idle_s, worker_id, saved) for id, turns, idle_s, saved in sessions)
+        self.feed(ev.WorkerAdopted(worker_id, seen, found.runs))
+
     def _ended(self, worker_id: str, message: Message) -> None:
         message = _believable(message)
         fields = message.fields
+        run = self.supervisor.runs.get(fields["run_id"])
+        if run is None or run.worker is None or run.worker.id != worker_id:
+            # a letter from the dead: that run has its end, and nobody wants another
+            self.processes.acknowledge(worker_id, [fields["run_id"]])
+            return
+        self._unacknowledged[run.id] = worker_id
         if fields["dropped_bytes"]:
             self._tell_dropped(worker_id, fields["run_id"], fields["dropped_bytes"])
         self._ended_message = message

@@ -163,6 +163,13 @@ class Daemon:
         self.process = None
         self._bury(family)
 
+    def crash(self) -> None:
+        """SIGKILL to the daemon alone: what it started is left to the next one, which `start` starts."""
+        assert self.process is not None, "the daemon is not running"
+        self.process.kill()
+        self.process.wait(STOP_TIMEOUT_S)
+        self.process = None
+
     def restart(self) -> Self:
         self.stop()
         return self.start()

@@ -2,7 +2,7 @@
 
 from collections import Counter, OrderedDict
 from enum import Enum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from orpheusd.core.lifecycle import move
 from orpheusd.core.restart import Record, Slot
@@ -11,6 +11,9 @@ from orpheusd.core.run import Run
 from orpheusd.core.scaling import Lull
 from orpheusd.core.sessions import SessionMap
 from orpheusd.core.worker import Template, Worker
+
+if TYPE_CHECKING:
+    from orpheusd.core.adoption import Adoption
 
 
 class AgentState(Enum):
@@ -76,6 +79,7 @@ class Agent:
         self.lull = Lull()
         self.record = Record()
         self.quarantined_until = 0.0
+        self.adoption: Adoption | None = None
         self.removal_request: str | None = None
         self.counts: Counter[str] = Counter()
         self.contexts: Counter[str] = Counter()

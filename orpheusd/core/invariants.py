@@ -10,7 +10,7 @@ from orpheusd.core.run import RunState
 from orpheusd.core.supervisor import Supervisor
 from orpheusd.core.worker import ProcessState, Worker
 
-_MAY_HAVE_RUNS = (ProcessState.READY, ProcessState.DRAINING, ProcessState.KILLING)
+_MAY_HAVE_RUNS = (ProcessState.STARTING, ProcessState.READY, ProcessState.DRAINING, ProcessState.KILLING)
 
 
 class BrokenInvariant(AssertionError):
@@ -59,7 +59,10 @@ def _check_workers(agent: Agent, supervisor: Supervisor, seen: set[str]) -> None
     for id, worker in agent.workers.items():
         _hold(worker.alive and supervisor.pool.workers.get(id) is worker, f"{id} is held though dead")
         _hold(not worker.runs or worker.state in _MAY_HAVE_RUNS, f"{id} is {worker.state.value} and has runs")
-        _hold(len(worker.runs) <= worker.capacity, f"{id} has more runs than it may")
+        _hold(len(worker.runs) <= worker.capacity or worker.adopted, f"{id} has more runs than it may")
+        _hold(not worker.runs or worker.adopted or worker.state is not ProcessState.STARTING,
+              f"{id} has runs and has not started")
+        _hold(worker.held_back == (agent.adoption is not None), f"{id} is held back: {worker.held_back}")
         _hold(worker.sessions >= 0, f"{id} has fewer than no sessions")
         _hold((id in agent.idle) == worker.open, f"{id} is {worker.state.value} and idle is {id in agent.idle}")
         for run in worker.runs.values():
@@ -105,7 +108,7 @@ def _check_pool(agent: Agent) -> None:
     owners = [slot.worker for slot in [*agent.slots, agent.trial_slot] if slot.worker is not None]
     _hold(len(owners) == len(set(owners)), f"{agent.id} has one worker in two slots")
     for worker in agent.workers.values():
-        if worker.state is ProcessState.READY:
+        if worker.state is ProcessState.READY and not worker.held_back:
             _hold(worker in owners, f"{worker.id} is ready and in no slot")
     if agent.state is AgentState.QUARANTINED:
         _hold(not agent.waiting, f"{agent.id} is quarantined and lets runs wait")
@@ -114,7 +117,7 @@ def _check_pool(agent: Agent) -> None:
 
 def _anything_waits(supervisor: Supervisor) -> bool:
     return any(
-        agent.waiting or agent.started or agent.state is AgentState.QUARANTINED
+        agent.waiting or agent.started or agent.adoption is not None or agent.state is AgentState.QUARANTINED
         or any(w.state is not ProcessState.READY for w in agent.workers.values())
         for agent in supervisor.agents.values()
     )  # fmt: skip

@@ -8,6 +8,7 @@ wrong before that is the caller's answer and changes nothing.
 from collections.abc import Callable
 from typing import NamedTuple
 
+from orpheusd.core.adoption import Adopter
 from orpheusd.core.agent import Agent, AgentState, Settings
 from orpheusd.core.deadlines import Deadlines
 from orpheusd.core.deaths import mourn, resolve_lost
@@ -60,6 +61,7 @@ class Pool:
         self._born = 0
         self.templates: dict[str, Template] = {}
         self.workers: dict[str, Worker] = {}
+        self.adopter = Adopter(deadlines, router, self.templates, self.workers)
 
     # Versions
 
@@ -109,6 +111,7 @@ class Pool:
         self._failure(agent, agent.template_slot, message, now)
 
     def template_exited(self, agent: Agent, template: Template, cause: str, now: float) -> None:
+        self.adopter.gone(agent, template.id)
         unasked = template.state in (ProcessState.STARTING, ProcessState.READY)
         template.move(ProcessState.EXITED)
         self._deadlines.forget(template)
@@ -152,6 +155,7 @@ class Pool:
     def worker_exited(
         self, agent: Agent, worker: Worker, cause: str, undelivered: frozenset[str], now: float
     ) -> None:
+        self.adopter.gone(agent, worker.id)
         unasked = worker.failure or worker.state in (ProcessState.STARTING, ProcessState.READY)
         reason = worker.failure or f"its worker ended ({cause})"
         worker.move(ProcessState.EXITED)
@@ -347,6 +351,7 @@ class Pool:
         self._born += 1
         worker = Worker(f"w-{self._boot_id}-{self._born}", template, slot, now)
         self.workers[worker.id] = agent.workers[worker.id] = slot.worker = worker
+        worker.held_back = agent.adoption is not None
         template.workers += 1
         worker.deadline = now + self._policy.start_timeout_s
         self._deadlines.arm(worker, worker.deadline)

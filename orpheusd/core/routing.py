@@ -115,6 +115,19 @@ class Router:
                 lane.patient_from = now
                 self._place(agent, lane, now)
 
+    def resume(self, agent: "Agent", run: Run, worker: Worker, left_s: float, now: float) -> None:
+        """A run that an earlier daemon handed to `worker`, and that has `left_s` left of its timeout."""
+        self.runs[run.id] = run
+        run.move(RunState.STARTED)
+        run.worker = worker
+        run.started_at = now
+        run.deadline = now + left_s
+        worker.runs[run.id] = run
+        agent.started += 1
+        if run.session is not None:
+            run.entry = agent.sessions.resume(run.session, now)
+        self._deadlines.arm(worker, run.deadline)
+
     def take_back(self, agent: "Agent", run: Run) -> None:
         """A run was handed to a worker that died without having read it: it waits again, first in its lane.
 

@@ -54,6 +54,8 @@ class Supervisor:
             ev.TemplateFailed: self._template_failed,
             ev.TemplateExited: self._template_exited,
             ev.AgentLoaded: self._agent_loaded,
+            ev.TemplateAdopted: self._template_adopted,
+            ev.WorkerAdopted: self._worker_adopted,
             ev.VersionStaged: self._version_staged,
             ev.RemovalRequested: self._removal_requested,
             ev.ShutdownRequested: self._shutdown_requested,
@@ -81,6 +83,9 @@ class Supervisor:
         self._effects.append(effect)
 
     def _settle(self, agent: Agent, now: float) -> None:
+        adoption = agent.adoption
+        if adoption is not None and (adoption.complete or adoption.deadline <= now):
+            self._end_adoption(agent, now)
         if agent.unwanted or self.stopping:
             if self.pool.farewell(agent, now) and self.agents.get(agent.id) is agent:
                 del self.agents[agent.id]
@@ -223,11 +228,35 @@ class Supervisor:
             self.ignored += 1
             return None
         agent = self.agents[event.agent] = Agent(event.agent, event.settings)
-        for id, turns, idle_s in event.sessions:
-            agent.sessions.remember(id, turns, now - idle_s)
+        for seen in event.sessions:
+            agent.sessions.remember(seen.id, seen.turns, now - seen.idle_s)
         self.deadlines.arm(agent, now)
-        self.pool.load(agent, event.version, now)
+        self.pool.adopter.begin(agent, event, now)
+        if agent.current is None:
+            self.pool.load(agent, event.version, now)
         return agent
+
+    def _template_adopted(self, event: ev.TemplateAdopted, now: float) -> Agent | None:
+        template, agent = self._template(event.template)
+        if template is not None and agent is not None:
+            self.pool.adopter.template_adopted(agent, template, event, now)
+        return agent
+
+    def _worker_adopted(self, event: ev.WorkerAdopted, now: float) -> Agent | None:
+        worker = self._living(event.worker)
+        if worker is None:
+            return None
+        agent = self.agents[worker.agent]
+        self.pool.adopter.worker_adopted(agent, worker, event, now)
+        return agent
+
+    def _end_adoption(self, agent: Agent, now: float) -> None:
+        if agent.adoption is None:
+            return
+        self.pool.adopter.over(agent, now)
+        for worker in list(agent.workers.values()):
+            if worker.slot not in agent.slots and worker.template is not agent.candidate:
+                self.pool.retire(agent, worker, None, now)
 
     def _version_staged(self, event: ev.VersionStaged, now: float) -> Agent | None:
         if self.stopping:
@@ -245,6 +274,7 @@ class Supervisor:
         if agent is None or agent.state is AgentState.REMOVED:
             self.ignored += 1
             return None
+        self._end_adoption(agent, now)
         self.pool.wind_down(agent, "being removed", now)
         agent.move(AgentState.REMOVED)
         agent.removal_request = event.request
@@ -257,6 +287,7 @@ class Supervisor:
         self.stopping = True
         agents = list(self.agents.values())
         for agent in agents:
+            self._end_adoption(agent, now)
             self.pool.wind_down(agent, "stopping with the daemon", now)
         for agent in agents[1:]:
             self._settle(agent, now)
@@ -304,6 +335,8 @@ class Supervisor:
         ttl_s = agent.settings.session_ttl_s
         for id in agent.sessions.expired(ttl_s, now, agent.lanes):
             self.router.end_session(agent, id, "ttl")
+        if agent.adoption is not None and agent.adoption.deadline > now:
+            self.deadlines.arm(agent, agent.adoption.deadline)
         expiry = agent.sessions.next_expiry(ttl_s, now, agent.lanes)
         if expiry is not None:
             self.deadlines.arm(agent, expiry)

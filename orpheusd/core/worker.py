@@ -68,14 +68,14 @@ class Template:
 class Worker:
     """One worker process.
 
-    Invariant: it has runs only while READY, DRAINING or KILLING, and never more than `capacity` of them.
-    `sessions` counts the sessions whose home it is, `saved` those of them with saved state; `lanes` are the waiting
-    lanes that want this worker.
+    Invariant: it has runs only while READY, DRAINING or KILLING, and never more than `capacity` of them; one that was
+    `adopted` has what it had. `held_back`: it takes none until its agent's adoption is over. `sessions` counts the
+    sessions whose home it is, `saved` those of them with saved state; `lanes` are the waiting lanes that want it.
     """
 
     __slots__ = (
-        "agent", "capacity", "deadline", "failure", "id", "idle_since", "lanes", "runs", "saved", "served",
-        "sessions", "slot", "started_at", "state", "template", "version",
+        "adopted", "agent", "capacity", "deadline", "failure", "held_back", "id", "idle_since", "lanes", "runs",
+        "saved", "served", "sessions", "slot", "started_at", "state", "template", "version",
     )  # fmt: skip
 
     def __init__(self, id: str, template: Template, slot: "Slot", now: float) -> None:
@@ -95,6 +95,8 @@ class Worker:
         self.idle_since = now
         self.deadline: float | None = None
         self.failure = ""
+        self.adopted = False
+        self.held_back = False
 
     def move(self, state: ProcessState) -> None:
         move(self, TRANSITIONS, state)
@@ -107,4 +109,4 @@ class Worker:
     @property
     def open(self) -> bool:
         """Whether it can take one more run now."""
-        return self.state is ProcessState.READY and len(self.runs) < self.capacity
+        return self.state is ProcessState.READY and len(self.runs) < self.capacity and not self.held_back

@@ -66,6 +66,10 @@ class PidFd:
                     raise ProcessLookupError(f"the peer (pid {pid}) is gone: {error}") from error
         return cls(pid)
 
+    def again(self) -> "PidFd":
+        """The same process, held for somebody else."""
+        return PidFd(self.pid, os.dup(self._fd))
+
     def fileno(self) -> int:
         return self._fd
 

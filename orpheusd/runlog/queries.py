@@ -9,7 +9,7 @@ would release the writer's locks.)
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,8 @@ from orpheusd.runlog.schema import COLUMNS, connect_reader
 
 #: The most rows one listing returns; `before_seq` gets the next page.
 ROWS_LIMIT = 1000
+#: What one statement may bind, with room to spare.
+IDS_AT_ONCE = 500
 #: How long a question may take: a log at its default size is read whole in less.
 DEADLINE_S = 5.0
 #: SQLite looks at the clock each time it has done this much: about a millisecond.
@@ -66,6 +68,17 @@ class RunQueries:
             row = connection.execute(
                 f"SELECT {', '.join(COLUMNS)} FROM runs WHERE run_id = ?", (_text(run_id),)).fetchone()
         return None if row is None else detail_of(row)
+
+    def states(self, run_ids: Sequence[str]) -> dict[str, str]:
+        """The state of each of these runs that the log has."""
+        found: dict[str, str] = {}
+        with self._reading() as connection:
+            for start in range(0, len(run_ids), IDS_AT_ONCE):
+                ids = [_text(run_id) for run_id in run_ids[start : start + IDS_AT_ONCE]]
+                places = ", ".join("?" * len(ids))
+                found.update(connection.execute(
+                    f"SELECT run_id, state FROM runs WHERE run_id IN ({places})", ids).fetchall())
+        return found
 
     def counts(self, agent: str | None = None) -> dict[str, dict[str, int]]:
         """Runs in the log by agent and state. States that no run is in are left out."""

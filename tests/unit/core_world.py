@@ -40,7 +40,7 @@ class CoreWorld:
     # Agents
 
     def deploy(
-        self, agent: str = "a", workers: int = 1, sessions: tuple[tuple[str, int, float], ...] = (),
+        self, agent: str = "a", workers: int = 1, sessions: tuple[ev.Seen, ...] = (),
         **settings: float | str,
     ) -> list[str]:  # fmt: skip
         """An agent with that many workers, all ready. Returns their ids."""
