@@ -115,6 +115,15 @@ class VersionRefused(NamedTuple):
     message: str
 
 
+class RolledBack(NamedTuple):
+    """The current version kept losing its workers in its first minute; the one of before serves again."""
+
+    agent: str
+    version: int
+    failed: int
+    reason: str
+
+
 class AgentRemoved(NamedTuple):
     """The agent is forgotten and no process of it is left."""
 
@@ -128,5 +137,6 @@ class Stopped(NamedTuple):
 
 Effect = (
     StartTemplate | StopTemplate | KillTemplate | ForkWorker | StopWorker | KillWorker
-    | Dispatch | CancelRun | EndSession | Resolve | VersionPromoted | VersionRefused | AgentRemoved | Stopped
+    | Dispatch | CancelRun | EndSession | Resolve | VersionPromoted | VersionRefused | RolledBack | AgentRemoved
+    | Stopped
 )  # fmt: skip

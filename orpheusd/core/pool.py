@@ -126,7 +126,7 @@ class Pool:
         slot = worker.slot
         if worker.template is agent.candidate:
             self.versions.refuse(agent, reason, now)
-        elif unasked:
+        elif unasked and not worker.outdated:
             self.versions.failed(agent, slot, reason, now)
         self._orders.leave_slot(agent, worker)
 
@@ -134,10 +134,11 @@ class Pool:
         """A run has left `worker`; give the worker its next one, or let it go if it is draining."""
         worker.served += 1
         if completed:
-            worker.slot.succeeded()
-            agent.record.clear()
+            self.versions.succeeded(agent, worker)
         if worker.state is ProcessState.READY:
             self._router.freed(agent, worker, now)
+            if worker.outdated:
+                self.versions.linger(agent, worker, now)
         elif worker.state is ProcessState.DRAINING and not worker.runs:
             self._orders.stop(worker, now)
 
@@ -159,7 +160,9 @@ class Pool:
 
     def settle(self, agent: Agent, now: float) -> None:
         """Hold what is against what is wanted, and start or stop what differs."""
-        if agent.state is AgentState.ACTIVE and agent.current is not None:
+        if agent.given_up:
+            self.versions.go_back(agent, now)
+        elif agent.state is AgentState.ACTIVE and agent.current is not None:
             self._scale(agent, agent.current, now)
         elif agent.state is AgentState.QUARANTINED and agent.waiting:
             self._refuse_waiting(agent, "quarantined", quarantine_message(agent), now)
@@ -169,6 +172,7 @@ class Pool:
 
     def wind_down(self, agent: Agent, why: str, now: float) -> None:
         """Let everything of the agent go; `agent.empty` will say when it has gone."""
+        agent.given_up = ""
         self.versions.refuse(agent, f"{agent.id} is {why}", now)
         self._refuse_waiting(agent, "draining", f"{agent.id} is {why}", now)
         for worker in list(agent.workers.values()):
@@ -246,6 +250,8 @@ class Pool:
         if worker.state is ProcessState.STARTING:
             self.worker_failed(agent, worker, f"the worker was not ready within {self._policy.start_timeout_s:g} s "
                                "(is something slow or waiting at import?)", now)
+        elif worker.state is ProcessState.READY:
+            self.versions.linger(agent, worker, now)
         elif worker.state is ProcessState.DRAINING:
             worker.deadline = None
             for run in list(worker.runs.values()):

@@ -1,16 +1,18 @@
 """Restarting: when a slot whose worker died may have a new one, and when an agent has had enough.
 
 A slot that keeps losing workers waits longer each time. An agent that loses `INTENSITY` workers within
-`WINDOW_S` without completing one run in between is quarantined: nobody is helped by starting it again.
+`WINDOW_S` without completing one run in between is quarantined: nobody is helped by starting it again. A new
+version that loses `PROBATION_DEATHS` of them in its first minute, before it has completed a run, is rolled back.
 A completed run clears the record, so workers that are killed from outside never count against an agent
 that works.
 """
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from orpheusd.core.agent import Settings
     from orpheusd.core.worker import Worker
 
 #: Supervisors of this family restart at most a handful of times a minute before they give up.
@@ -18,6 +20,11 @@ INTENSITY = 5
 WINDOW_S = 60.0
 #: How long an agent is refused; long enough to be noticed, short enough to recover by itself.
 QUARANTINE_S = 30.0
+#: One death may be chance and two may be one bad input that was tried again; fewer than INTENSITY, so that going back
+#: comes before giving up.
+PROBATION_DEATHS = 3
+#: A version that is broken shows it with its first runs; later deaths are more likely somebody else's doing.
+PROBATION_S = 60.0
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MOST_S = 30.0
 #: Deaths within this time have one cause, such as a template that takes its workers along: nothing that was started
@@ -45,6 +52,14 @@ class Slot:
         self.streak += 1
         delay_s = min(BACKOFF_FIRST_S * 2.0 ** (self.streak - 1), BACKOFF_MOST_S)
         self.not_before = now + delay_s * (0.5 + uniform() / 2)
+
+
+class Previous(NamedTuple):
+    """The version that served before, to go back to by itself if the present one has not worked `until` then."""
+
+    version: int
+    settings: "Settings"
+    until: float
 
 
 class Record:

@@ -4,10 +4,11 @@ Waiting runs stand in lanes: one lane a session, in order of arrival, and one fo
 session. Only the head of a lane may start. Where a lane stands says who may serve it:
 
 - in its home's `lanes`: the home is alive but busy, and it is waited for;
-- in the agent's `rotation`: any worker may take it (no home, or a `soft` run whose patience is over);
+- in the agent's `rotation`: any worker of the pool may take it (no home, or a `soft` run whose patience is over);
 - parked: the session has a run in progress and this one may not overlap it.
 
-A worker that frees serves the older of the two lanes it may serve; a lane that was served goes to the end.
+A worker that frees serves the older of the two lanes it may serve; a lane that was served goes to the end. An
+outdated worker serves the lanes that want it as their home, and no other.
 So a waiting run holds no worker, delays no other session, and a session that floods its lane starves nobody.
 """
 
@@ -97,16 +98,16 @@ class Router:
         while worker.open:
             lane = self._next_lane(agent, worker)
             if lane is None:
-                agent.idle[worker.id] = worker
+                if not worker.outdated:
+                    agent.idle[worker.id] = worker
                 return
             self._serve(agent, lane, worker, now)
 
     def ended(self, agent: "Agent", run: Run, now: float) -> None:
         """A started run has left its worker, for whatever reason; its session may go on."""
-        agent.started -= 1
         worker = run.worker
         if worker is not None:
-            worker.runs.pop(run.id, None)
+            self._leave(agent, run, worker)
             worker.idle_since = now
         if run.session is not None and run.entry is not None:
             agent.sessions.finish(run.session, run.entry, now)
@@ -121,9 +122,8 @@ class Router:
         As if it had never been handed over: a session that it had begun is not known any more. The lane gets its
         place from `home_died`.
         """
-        agent.started -= 1
         if run.worker is not None:
-            run.worker.runs.pop(run.id, None)
+            self._leave(agent, run, run.worker)
         if run.session is not None and run.entry is not None:
             agent.sessions.take_back(run.session, run.entry)
         run.move(RunState.QUEUED)
@@ -226,7 +226,7 @@ class Router:
 
     def _next_lane(self, agent: "Agent", worker: Worker) -> Lane | None:
         own = next(iter(worker.lanes), None)
-        anyone = next(iter(agent.rotation), None)
+        anyone = next(iter(agent.rotation), None) if not worker.outdated else None
         if own is None or (anyone is not None and anyone.ticket < own.ticket):
             return anyone
         return own
@@ -266,7 +266,7 @@ class Router:
                 self._refuse(agent, run, "context-not-warm", COLD, now)
                 continue
             worker = self._best_idle(agent) if home is None else home
-            if worker is None or not worker.open or worker.lanes or agent.rotation:
+            if worker is None or not worker.open or worker.lanes or (agent.rotation and not worker.outdated):
                 self._stand(agent, lane, home, now)
                 return
             self._pop_head(agent, lane)
@@ -310,6 +310,7 @@ class Router:
         run.deadline = now + run.timeout_s
         worker.runs[run.id] = run
         agent.started += 1
+        agent.outdated_runs += worker.outdated
         if len(worker.runs) >= worker.capacity:
             agent.idle.pop(worker.id, None)
         self._deadlines.arm(worker, run.deadline)
@@ -320,6 +321,12 @@ class Router:
             if run.context in ("new", "lost"):
                 self._session_began(agent, lane, now)
         self._emit(Dispatch(worker.id, run.id, run.session, run.context, turn, run.timeout_s))
+
+    def _leave(self, agent: "Agent", run: Run, worker: Worker) -> None:
+        """The opposite of `_start`, as far as the worker is concerned."""
+        del worker.runs[run.id]
+        agent.started -= 1
+        agent.outdated_runs -= worker.outdated
 
     def _session_began(self, agent: "Agent", lane: Lane | None, now: float) -> None:
         """A session has a home since now: its waiting runs have patience from here."""

@@ -238,7 +238,7 @@ class Supervisor:
         agent = self.agents.get(event.agent)
         if agent is None:
             agent = self.agents[event.agent] = Agent(event.agent, event.settings)
-        self.pool.versions.stage(agent, event.version, event.settings, event.request, now)
+        self.pool.versions.stage(agent, event.version, event.settings, event.request, event.at_once, now)
         return agent
 
     def _removal_requested(self, event: ev.RemovalRequested, now: float) -> Agent | None:

@@ -46,10 +46,11 @@ class Template:
     """The process that forks the workers of one agent version.
 
     Invariant: `workers` counts the workers it forked that have not exited. `request` is set while the
-    version is on trial, and names who waits for the verdict.
+    version is on trial, and names who waits for the verdict. `at_once`: the workers it replaces do not stay
+    for their sessions.
     """
 
-    __slots__ = ("agent", "deadline", "id", "request", "settings", "state", "version", "workers")
+    __slots__ = ("agent", "at_once", "deadline", "id", "request", "settings", "state", "version", "workers")
 
     def __init__(self, id: str, agent: str, version: int, settings: "Settings", request: str | None) -> None:
         self.id = id
@@ -57,6 +58,7 @@ class Template:
         self.version = version
         self.settings = settings
         self.request = request
+        self.at_once = False
         self.state = ProcessState.STARTING
         self.workers = 0
         self.deadline: float | None = None
@@ -70,12 +72,13 @@ class Worker:
 
     Invariant: it has runs only while READY, DRAINING or KILLING, and never more than `capacity` of them.
     `sessions` counts the sessions whose home it is, `saved` those of them with saved state; `lanes` are the waiting
-    lanes that want this worker.
+    lanes that want this worker. `outdated_at` is when a newer version replaced its own, None while it is of the pool:
+    from then on it serves the runs of its own sessions only, and leaves when none has come for a while.
     """
 
     __slots__ = (
-        "agent", "capacity", "deadline", "failure", "id", "idle_since", "lanes", "runs", "saved", "served",
-        "sessions", "slot", "started_at", "state", "template", "version",
+        "agent", "capacity", "deadline", "failure", "id", "idle_since", "lanes", "outdated_at", "runs", "saved",
+        "served", "sessions", "slot", "started_at", "state", "template", "version",
     )  # fmt: skip
 
     def __init__(self, id: str, template: Template, slot: "Slot", now: float) -> None:
@@ -95,6 +98,7 @@ class Worker:
         self.idle_since = now
         self.deadline: float | None = None
         self.failure = ""
+        self.outdated_at: float | None = None
 
     def move(self, state: ProcessState) -> None:
         move(self, TRANSITIONS, state)
@@ -106,5 +110,9 @@ class Worker:
 
     @property
     def open(self) -> bool:
-        """Whether it can take one more run now."""
+        """Whether it can take one more run now; if it is outdated, of its own sessions."""
         return self.state is ProcessState.READY and len(self.runs) < self.capacity
+
+    @property
+    def outdated(self) -> bool:
+        return self.outdated_at is not None

@@ -75,7 +75,7 @@ THOUGHT_UP = (
     Seed("max_workers exceeded", "scaling:wanted_workers", "min(by_demand, settings.max_workers)", "by_demand"),
     Seed("scale-down below min_workers", "scaling:wanted_workers", "max(settings.min_workers,", "max(0,"),
     Seed("scale-down stops a busy worker", "scaling:cheapest", "not w.runs and", ""),
-    Seed("the old version keeps its workers", "versions:Versions.promote",
+    Seed("the old version keeps its workers", "versions:Versions._let_go",
          "self._orders.retire(agent, worker, None, now)", "pass"),
     Seed("the drain has no end", "pool:Pool._overdue", 'self._router.stop(run, "cancelled", now)', "pass"),
     Seed("a kill is not repeated", "orders:Orders.kill", "worker.deadline = now + KILL_RETRY_S",
@@ -88,7 +88,7 @@ THOUGHT_UP = (
 REAL = (
     Seed("a worker that fails when ready stays idle", "orders:Orders.kill", "agent.idle.pop(worker.id, None)", "pass"),
     Seed("a version is staged while stopping", "supervisor:Supervisor._version_staged", "self.stopping", "False"),
-    Seed("a dead template is killed", "versions:Versions.refuse", "template.state is not ProcessState.EXITED", "True"),
+    Seed("a dead template is killed", "versions:Versions._drop", "template.state is not ProcessState.EXITED", "True"),
     Seed("a ttl is forgotten while the session is in use", "sessions:SessionMap.next_expiry",
          "now + ttl_s if self._by_id else None", "None"),
     Seed("a session that waited in vain is not in use", "routing:Router._forget",

@@ -50,10 +50,11 @@ class CoreWorld:
         assert len(self.ready(agent)) == workers
         return self.ready(agent)
 
-    def stage(self, version: int, agent: str = "a", **settings: float | str) -> str:
+    def stage(self, version: int, agent: str = "a", at_once: bool = False, **settings: float | str) -> str:
         """Returns the id of the template on trial."""
         request = self.name("q")
-        effects = self.tell(ev.VersionStaged(agent, version, Settings(**settings), request))  # type: ignore[arg-type]
+        wanted = Settings(**settings)  # type: ignore[arg-type]
+        effects = self.tell(ev.VersionStaged(agent, version, wanted, request, at_once))
         return only(effects, ef.StartTemplate).template
 
     def agent(self, agent: str = "a") -> Agent:

@@ -267,7 +267,7 @@ def test_a_draining_home_finishes_its_run_and_its_session_waits_for_the_proof_of
     world = CoreWorld()
     [home] = world.deploy()
     running = world.request("s")
-    world.stage(2)
+    world.stage(2, at_once=True)
     world.start_all()
     assert world.state_of(home) == "draining"
     strict = world.request("s", affinity="strict")
@@ -283,7 +283,7 @@ def test_a_restart_waits_for_running_runs_as_long_as_they_may_take() -> None:
     world = CoreWorld(Policy(drain_s=5.0))
     [home] = world.deploy(timeout_s=300.0)
     world.request("s")
-    world.stage(2)
+    world.stage(2, at_once=True)
     world.start_all()
     world.wait(299.0)
     assert world.state_of(home) == "draining" and all_of(world.effects, ef.CancelRun) == []
