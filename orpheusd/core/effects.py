@@ -81,7 +81,8 @@ class Why(NamedTuple):
 class Resolve(NamedTuple):
     """Answer the caller: the run is in its terminal state. `code` is "" when it completed.
 
-    `cause` is how its worker died, when that ended it.
+    `cause` is how its worker died, when that ended it. `retry_in_s` is when asking again makes sense, where the core
+    knows better than the code's own number, else 0.
     """
 
     run: str
@@ -96,6 +97,7 @@ class Resolve(NamedTuple):
     cause: str
     agent: str
     why: Why
+    retry_in_s: float = 0.0
 
 
 class VersionPromoted(NamedTuple):

@@ -193,7 +193,7 @@ class Router:
         self._emit(Resolve(
             run.id, state.value, code, message, run.worker.id if run.worker else None, run.session, run.context,
             run.entry.turns if run.entry else 0, now - (run.started_at if run.worker else run.queued_at), cause,
-            agent.id, _why(run, now)))
+            agent.id, _why(run, now), agent.quarantined_until - now if code == "quarantined" else 0.0))
 
     def evict(self, agent: "Agent", now: float) -> None:
         """End the sessions that are too many and not in use; what is left over waits for the next turn."""

@@ -14,16 +14,6 @@ from tests.unit.core_world import UNIFORM, CoreWorld, all_of, only
 FIRST_DELAY_S = BACKOFF_FIRST_S * (0.5 + UNIFORM / 2)
 
 
-def next_fork(world: CoreWorld) -> str:
-    """Wait until one more worker is forked."""
-    forked = len(all_of(world.effects, ef.ForkWorker))
-    while len(all_of(world.effects, ef.ForkWorker)) == forked:
-        deadline = world.supervisor.next_deadline()
-        assert deadline is not None, "nothing will be forked any more"
-        world.wait(max(0.0, deadline - world.now))
-    return all_of(world.effects, ef.ForkWorker)[-1].worker
-
-
 # Versions on trial
 
 
@@ -140,7 +130,7 @@ def test_a_slot_waits_longer_each_time_its_worker_dies() -> None:
     for _ in range(3):
         world.die(worker)
         died = world.now
-        worker = next_fork(world)
+        worker = world.next_fork()
         delays.append(world.now - died)
         world.tell(ev.WorkerReady(worker))
     assert delays == [pytest.approx(FIRST_DELAY_S * factor) for factor in (1, 2, 4)]
@@ -190,7 +180,7 @@ def test_an_agent_that_keeps_dying_is_quarantined_and_released() -> None:
     waiting = world.request("s")
     for _ in range(INTENSITY - 1):
         assert world.agent().state is AgentState.ACTIVE
-        world.die(next_fork(world))
+        world.die(world.next_fork())
     assert world.agent().state is AgentState.QUARANTINED
     assert world.outcome(waiting) == ("rejected", "quarantined")
     refused = world.request()
@@ -208,7 +198,7 @@ def test_failures_far_apart_are_no_reason_for_quarantine() -> None:
     world.deploy()
     for _ in range(2 * INTENSITY):
         world.die(world.ready()[0])
-        world.tell(ev.WorkerReady(next_fork(world)))
+        world.tell(ev.WorkerReady(world.next_fork()))
         world.wait(WINDOW_S)
     assert world.agent().state is AgentState.ACTIVE
 
@@ -217,7 +207,7 @@ def test_a_version_that_works_ends_a_quarantine() -> None:
     world = CoreWorld()
     world.die(world.deploy()[0])
     for _ in range(INTENSITY - 1):
-        world.die(next_fork(world))
+        world.die(world.next_fork())
     world.stage(2)
     world.start_all()
     assert world.agent().state is AgentState.ACTIVE and world.run() == world.ready()[0]
