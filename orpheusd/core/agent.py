@@ -5,7 +5,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from orpheusd.core.lifecycle import move
-from orpheusd.core.restart import Previous, Record, Slot
+from orpheusd.core.restart import Backoff, Previous, Record, Slot
 from orpheusd.core.routing import Lane
 from orpheusd.core.run import Run
 from orpheusd.core.scaling import Lull
@@ -54,8 +54,9 @@ class Agent:
     the pool: each live worker that takes new sessions is in exactly one slot. `waiting` holds the queued
     runs in order of arrival, and each of them is in one lane of `lanes`; `rotation` holds the lanes that any
     worker of the pool may serve. `started` is the number of runs on workers, `outdated_runs` of those on outdated
-    ones. `vacant` holds the slots without a worker. `previous` is what served before `current`, while that has not
-    shown that it works; `given_up` is why it never will, "" unless `previous` is to take its place again.
+    ones. `vacant` holds the slots without a worker; `pace` is what they wait for together. `previous` is what served
+    before `current`, while that has not shown that it works; `given_up` is why it never will, "" unless `previous` is
+    to take its place again.
     """
 
     def __init__(self, name: str, settings: Settings) -> None:
@@ -79,6 +80,7 @@ class Agent:
         self.outdated_runs = 0
         self.lull = Lull()
         self.record = Record()
+        self.pace = Backoff()
         self.previous: Previous | None = None
         self.given_up = ""
         self.quarantined_until = 0.0

@@ -215,11 +215,13 @@ class Pool:
 
     def _fill(self, agent: Agent, template: Template, now: float) -> None:
         for slot in list(agent.vacant):
-            if slot.not_before <= now:
+            not_before = max(slot.not_before, agent.pace.not_before)
+            if not_before <= now:
                 agent.vacant.remove(slot)
                 self._orders.fork(agent, template, slot, now)
+                agent.pace.started(now)
             else:
-                self._deadlines.arm(agent, slot.not_before)
+                self._deadlines.arm(agent, not_before)
 
     def _shrink(self, agent: Agent, target: int, now: float) -> None:
         """Let go of the slots that are cheapest to lose, empty ones first."""

@@ -73,6 +73,7 @@ class Versions:
         if agent.state is AgentState.QUARANTINED:
             agent.move(AgentState.ACTIVE)
         agent.record.clear()
+        agent.pace.succeeded()
         for worker in [w for w in agent.workers.values() if w is not first]:
             self._outdate(agent, worker, now)
         self._let_go(agent, template.at_once, now)
@@ -121,13 +122,15 @@ class Versions:
         if not worker.outdated:
             worker.slot.succeeded()
             agent.record.clear()
+            agent.pace.succeeded()
             if not agent.given_up:
                 agent.previous = None
 
     def failed(self, agent: Agent, slot: Slot, reason: str, now: float) -> None:
         """A process of the current version has died unasked, or did not start."""
         slot.failed(now, self._uniform)
-        agent.record.failed(now, reason)
+        if agent.record.failed(now, reason):
+            agent.pace.failed(now, self._uniform)
         if agent.state is not AgentState.ACTIVE or agent.given_up:
             return
         if agent.previous is not None and now <= agent.previous.until and len(agent.record) >= PROBATION_DEATHS:
@@ -145,8 +148,8 @@ class Versions:
         """The end of a quarantine: the agent may try again."""
         agent.move(AgentState.ACTIVE)
         agent.record.clear()
-        for slot in [agent.template_slot, *agent.slots]:
-            slot.not_before = 0.0
+        for backoff in [agent.pace, agent.template_slot, *agent.slots]:
+            backoff.not_before = 0.0
 
     def _give_up(self, agent: Agent, reason: str, now: float) -> None:
         """The current version gets no more runs: those that wait are better kept for the one of before."""

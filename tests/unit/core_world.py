@@ -24,9 +24,9 @@ class CoreWorld:
     Processes do nothing by themselves: they become ready in `start_all` or `tell`, and die in `die`.
     """
 
-    def __init__(self, policy: Policy | None = None) -> None:
+    def __init__(self, policy: Policy | None = None, uniform: float = UNIFORM) -> None:
         self.policy = policy or Policy()
-        self.supervisor = Supervisor("b", self.policy, lambda: UNIFORM)
+        self.supervisor = Supervisor("b", self.policy, lambda: uniform)
         self.now = 1000.0
         self.effects: list[ef.Effect] = []
         self._names = 0

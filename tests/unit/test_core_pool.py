@@ -193,6 +193,45 @@ def test_an_agent_that_keeps_dying_is_quarantined_and_released() -> None:
     assert world.run()
 
 
+# fault 75
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(("min_workers", "asked"), [(1, 0), (1, 3), (10, 3)])
+def test_a_crash_loop_is_ten_starts_a_minute_at_most(
+    uniform: float, min_workers: int, asked: int
+) -> None:
+    """Of an agent whose workers die before they are ready, however many it wants and however often it is asked."""
+    world = CoreWorld(uniform=uniform)
+    world.deploy(workers=min_workers, max_workers=10)
+    for worker in world.ready():
+        world.die(worker)
+    forked: list[float] = []
+    for _ in range(1000):
+        world.effects.clear()
+        for _ in range(asked):
+            world.request()
+        world.wait(0.1)
+        for fork in all_of(world.effects, ef.ForkWorker):
+            forked.append(world.now)
+            world.die(fork.worker)
+        for template in list(world.supervisor.pool.templates.values()):
+            if template.state.value == "starting":
+                world.tell(ev.TemplateReady(template.id))
+    assert len(forked) > INTENSITY
+    assert max(sum(at <= other < at + 60.0 for other in forked) for at in forked) <= 10
+
+
+def test_a_completed_run_lets_all_slots_be_filled_again() -> None:
+    world = CoreWorld()
+    for worker in world.deploy(workers=5):
+        world.die(worker)
+    world.wait(FIRST_DELAY_S)
+    world.start_all()
+    assert len(world.ready()) == 1
+    world.run()
+    world.start_all()
+    assert len(world.ready()) == 5
+
+
 def test_failures_far_apart_are_no_reason_for_quarantine() -> None:
     world = CoreWorld()
     world.deploy()
@@ -225,6 +264,8 @@ def test_a_template_that_dies_is_started_again_and_its_workers_are_mourned() -> 
     assert world.outcome(run) == ("crashed", "worker-crashed")
     world.wait(FIRST_DELAY_S)
     assert all_of(world.effects, ef.StartTemplate)[-1].version == 1
+    world.start_all()
+    world.wait(FIRST_DELAY_S)  # nothing has been completed since: one worker after the other
     world.start_all()
     assert len(world.ready()) == 2 and world.context_of(world.request("s")) == "lost"
 
