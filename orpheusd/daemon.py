@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from orpheusd.config import Config
+from orpheusd.core import effects as ef
 from orpheusd.core import events as ev
 from orpheusd.core.pool import Policy
 from orpheusd.deploy.versions import VersionStore
@@ -78,7 +79,7 @@ class Daemon:
             config.runtime_dir, self._isolation, find_interpreter(), lib,
             Policy(config.start_timeout_s, config.grace_s, config.stop_timeout_s), secrets.token_hex(4),
             self._recorder, self._remembered, self._log_line, lambda who, text: log.warning("%s: %s", who, text),
-            config.debug)  # fmt: skip
+            self._rolled_back, config.debug)  # fmt: skip
         self._deployments = Deployments(store, self._engine, config, self._isolation, self._remembered)
         service = Service(config, self._isolation, self._engine, self._deployments, store, self._logs, self._recorder)
         self._control = ControlDoor(service, config.admin_group)
@@ -121,6 +122,7 @@ class Daemon:
         if self._fronts is not None:
             await self._fronts.close(config.grace_s)
         await self._control.close(config.grace_s)
+        await self._deployments.close(config.grace_s)
         if self._monitor is not None:
             self._monitor.cancel()
         self._logs.close()
@@ -129,6 +131,9 @@ class Daemon:
 
     def _log_line(self, agent: str, row: dict[str, object]) -> None:
         self._logs.append(agent, {"time": time.time(), **row})
+
+    def _rolled_back(self, effect: ef.RolledBack) -> None:
+        self._deployments.rolled_back_to(effect)
 
     def _sample(self) -> None:
         """Look at one worker, and again soon."""

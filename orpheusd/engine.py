@@ -76,6 +76,7 @@ class Engine:
         remembered: Remembered,
         on_log: Callable[[str, dict[str, Any]], None],
         on_note: Callable[[str, str], None],
+        on_rolled_back: Callable[[ef.RolledBack], None],
         debug: bool = False,
     ) -> None:
         self.supervisor = Supervisor(boot_id, policy, random.random)
@@ -92,6 +93,7 @@ class Engine:
         recorder.on_committed = self._committed
         self._remembered = remembered
         self._on_log = on_log
+        self._on_rolled_back = on_rolled_back
         self._debug = debug
         self._verdicts: dict[str, asyncio.Future[Verdict]] = {}
         self._waiting: deque[ev.Event] = deque()
@@ -112,6 +114,7 @@ class Engine:
             ef.EndSession: self._end_session,
             ef.VersionPromoted: self._promoted,
             ef.VersionRefused: self._refused,
+            ef.RolledBack: self._rolled_back,
             ef.AgentRemoved: lambda effect: self._decide(effect.request, ""),
             ef.Stopped: lambda effect: self.stopped.set(),
         }
@@ -222,7 +225,8 @@ class Engine:
             text = _sentence(effect.code, error) or text
         outcome = Outcome(
             effect.run, effect.state, effect.code, text, b"" if effect.code else said, error, effect.worker,
-            effect.session, effect.context, effect.turn, round(effect.duration_s * 1000, 3), effect.cause, effect.why)
+            effect.session, effect.context, effect.turn, round(effect.duration_s * 1000, 3), effect.cause, effect.why,
+            effect.retry_in_s)
         self._recorder.ended(outcome)
         self.explanations.keep(outcome)
         if effect.session is not None and effect.context is not None:
@@ -242,6 +246,11 @@ class Engine:
     def _refused(self, effect: ef.VersionRefused) -> None:
         log.warning("%s: version %d is refused: %s", effect.agent, effect.version, effect.message.partition("\n")[0])
         self._decide(effect.request, effect.message)
+
+    def _rolled_back(self, effect: ef.RolledBack) -> None:
+        log.error("%s: version %d keeps losing its workers and is rolled back, version %d serves again: %s",
+                  effect.agent, effect.failed, effect.version, effect.reason.partition("\n")[0])
+        self._on_rolled_back(effect)
 
     def _decide(self, request: str, error: str) -> None:
         future = self._verdicts.get(request)

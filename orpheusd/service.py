@@ -7,6 +7,7 @@ time, or None when it will answer through the call later. It knows nothing of so
 import asyncio
 import base64
 import binascii
+import math
 import os
 import random
 import time
@@ -122,14 +123,15 @@ class Service:
     def agent_list(self, call: Call, params: Params) -> dict[str, Any]:
         agents = self._engine.supervisor.agents
         deployed = sorted(self._deployments.deployed.keys() & agents.keys())
-        return {"agents": [views.agent_row(agents[name]) for name in deployed]}
+        rolled_back = self._deployments.rolled_back
+        return {"agents": [views.agent_row(agents[name], rolled_back.get(name)) for name in deployed]}
 
     def agent_show(self, call: Call, params: Params) -> dict[str, Any]:
         agent = self._agent(params["agent"])
         version = self._deployments.known(agent.id)
         now = self._engine.now()
         return {
-            **views.agent_row(agent),
+            **views.agent_row(agent, self._deployments.rolled_back.get(agent.id)),
             "workers": [views.worker_row(w, self._engine.processes, now) for w in agent.workers.values()],
             "handler": f"{version.manifest.module_name}:{version.manifest.entrypoint}",
             "isolation": self._isolation.mode,
@@ -175,7 +177,7 @@ class Service:
         upload_id = params["upload_id"]
         if upload_id is None:
             upload_id = uploads.begin()
-            call.at_end(partial(uploads.drop, upload_id))
+            call.at_end(partial(uploads.abandon, upload_id))
         return {"upload_id": upload_id, "size_bytes": uploads.append(upload_id, piece)}
 
     def bundle_inspect(self, call: Call, params: Params) -> Later:
@@ -197,6 +199,9 @@ class Service:
 
     def restart(self, call: Call, params: Params) -> Later:
         return self._deployments.restart(params["agent"])
+
+    def rollback(self, call: Call, params: Params) -> Later:
+        return self._deployments.rollback(params["agent"], params["version"])
 
     # Logs and workspaces
 
@@ -310,6 +315,8 @@ def _answer_run(call: Call, outcome: Outcome) -> None:
     if not outcome.code:
         call.answer({**facts, "result": orjson.Fragment(outcome.result)})
         return
+    if outcome.retry_in_s:
+        facts["retry_after_s"] = math.ceil(outcome.retry_in_s)
     if outcome.error:
         facts.update(error_type=outcome.error.get("type"), traceback=outcome.error.get("traceback"))
     call.refuse(OrpheusError(outcome.code, outcome.message or outcome.state, {**facts, "state": outcome.state}))

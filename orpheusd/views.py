@@ -12,6 +12,7 @@ from orpheusd.core.agent import Agent
 from orpheusd.core.sessions import Session
 from orpheusd.core.supervisor import Supervisor
 from orpheusd.core.worker import ProcessState, Worker
+from orpheusd.deploy.versions import RolledBackFrom
 from orpheusd.process.processes import Processes
 
 RUN_STATES = ("completed", "failed", "timed-out", "cancelled", "crashed", "rejected", "expired")
@@ -19,7 +20,7 @@ CONTEXTS = ("new", "warm", "spilled", "restored", "lost")
 _HEALTHY = (ProcessState.READY, ProcessState.DRAINING)
 
 
-def agent_row(agent: Agent) -> dict[str, Any]:
+def agent_row(agent: Agent, rolled_back: RolledBackFrom | None) -> dict[str, Any]:
     current = agent.current
     return {
         "name": agent.id,
@@ -31,6 +32,7 @@ def agent_row(agent: Agent) -> dict[str, Any]:
         "sessions": len(agent.sessions),
         "queue": len(agent.waiting),
         "runs": agent.started,
+        "rolled_back": rolled_back._asdict() if rolled_back is not None else None,
     }
 
 
@@ -40,6 +42,7 @@ def worker_row(worker: Worker, processes: Processes, now: float) -> dict[str, An
         "pid": processes.pid(worker.id),
         "version": worker.version,
         "state": worker.state.value,
+        "outdated": worker.outdated,
         "busy": len(worker.runs),
         "sessions": worker.sessions,
         "runs": worker.served,

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 from orpheusd.core.deadlines import Deadlines
 from orpheusd.core.events import AgentLoaded, TemplateAdopted, Unfinished, WorkerAdopted
+from orpheusd.core.orders import Orders
 from orpheusd.core.restart import Slot
 from orpheusd.core.routing import Router
 from orpheusd.core.run import Run, RunState
+from orpheusd.core.versions import Versions
 from orpheusd.core.worker import ProcessState, Template, Worker
 
 if TYPE_CHECKING:
@@ -53,13 +55,12 @@ class Adoption:
 class Adopter:
     """Brings it about. It decides nothing of what is awaited for longer than an adoption."""
 
-    def __init__(
-        self, deadlines: Deadlines, router: Router, templates: dict[str, Template], workers: dict[str, Worker]
-    ) -> None:
+    def __init__(self, deadlines: Deadlines, router: Router, orders: Orders, versions: Versions) -> None:
         self._deadlines = deadlines
         self._router = router
-        self._templates = templates
-        self._workers = workers
+        self._templates = orders.templates
+        self._workers = orders.workers
+        self._versions = versions
 
     def begin(self, agent: "Agent", event: AgentLoaded, now: float) -> None:
         """An agent was loaded. If a template of its version may be there, that is its current one."""
@@ -117,6 +118,10 @@ class Adopter:
         if adoption is not None:
             adoption.workers.discard(worker.id)
             adoption.claims.pop(worker.id, None)
+        elif worker.outdated:
+            self._versions.linger(agent, worker, now)
+        else:
+            self._router.freed(agent, worker, now)
 
     def gone(self, agent: "Agent", id: str) -> None:
         """A template or worker has exited: nobody need wait for it."""
@@ -138,10 +143,11 @@ class Adopter:
             agent.sessions.sort()
         for run in adoption.unfinished.values():
             self._give_up(agent, run, now)
+        for worker in agent.workers.values():
+            worker.held_back = False
+        self._versions.adopted(agent, now)
         for worker in list(agent.workers.values()):
-            if worker.held_back:
-                worker.held_back = False
-                self._router.freed(agent, worker, now)
+            self._router.freed(agent, worker, now)
 
     def _found(self, agent: "Agent", template: Template, id: str, now: float) -> Worker:
         slot = Slot()

@@ -70,15 +70,17 @@ class WorkerAdopted(NamedTuple):
 
 
 class VersionStaged(NamedTuple):
-    """A version is ready to be tried: a new one, or the present one again (a restart).
+    """A version is ready to be tried: a new one, an older one, or the present one again (a restart).
 
-    Answered by VersionPromoted or VersionRefused with the same `request`.
+    Answered by VersionPromoted or VersionRefused with the same `request`. `at_once`: the workers it replaces do not
+    stay for their sessions.
     """
 
     agent: str
     version: int
     settings: Settings
     request: str
+    at_once: bool = False
 
 
 class RemovalRequested(NamedTuple):

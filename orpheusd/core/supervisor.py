@@ -13,10 +13,12 @@ from orpheusd.core import events as ev
 from orpheusd.core.agent import Agent, AgentState, Settings
 from orpheusd.core.deadlines import Deadlines
 from orpheusd.core.effects import Effect, Stopped, VersionRefused
+from orpheusd.core.lanes import Lane
 from orpheusd.core.lifecycle import IllegalMove
-from orpheusd.core.pool import Policy, Pool, quarantine_message
-from orpheusd.core.routing import Lane, Router
+from orpheusd.core.pool import Policy, Pool
+from orpheusd.core.routing import Router
 from orpheusd.core.run import Run, RunState
+from orpheusd.core.versions import quarantine_message
 from orpheusd.core.worker import ProcessState, Template, Worker
 
 #: How many events an IllegalMove looks back on.
@@ -85,7 +87,7 @@ class Supervisor:
     def _settle(self, agent: Agent, now: float) -> None:
         adoption = agent.adoption
         if adoption is not None and (adoption.complete or adoption.deadline <= now):
-            self._end_adoption(agent, now)
+            self.pool.adopter.over(agent, now)
         if agent.unwanted or self.stopping:
             if self.pool.farewell(agent, now) and self.agents.get(agent.id) is agent:
                 del self.agents[agent.id]
@@ -250,14 +252,6 @@ class Supervisor:
         self.pool.adopter.worker_adopted(agent, worker, event, now)
         return agent
 
-    def _end_adoption(self, agent: Agent, now: float) -> None:
-        if agent.adoption is None:
-            return
-        self.pool.adopter.over(agent, now)
-        for worker in list(agent.workers.values()):
-            if worker.slot not in agent.slots and worker.template is not agent.candidate:
-                self.pool.retire(agent, worker, None, now)
-
     def _version_staged(self, event: ev.VersionStaged, now: float) -> Agent | None:
         if self.stopping:
             self._emit(VersionRefused(event.agent, event.version, event.request,
@@ -266,7 +260,7 @@ class Supervisor:
         agent = self.agents.get(event.agent)
         if agent is None:
             agent = self.agents[event.agent] = Agent(event.agent, event.settings)
-        self.pool.stage(agent, event.version, event.settings, event.request, now)
+        self.pool.versions.stage(agent, event.version, event.settings, event.request, event.at_once, now)
         return agent
 
     def _removal_requested(self, event: ev.RemovalRequested, now: float) -> Agent | None:
@@ -274,7 +268,7 @@ class Supervisor:
         if agent is None or agent.state is AgentState.REMOVED:
             self.ignored += 1
             return None
-        self._end_adoption(agent, now)
+        self.pool.adopter.over(agent, now)
         self.pool.wind_down(agent, "being removed", now)
         agent.move(AgentState.REMOVED)
         agent.removal_request = event.request
@@ -287,7 +281,7 @@ class Supervisor:
         self.stopping = True
         agents = list(self.agents.values())
         for agent in agents:
-            self._end_adoption(agent, now)
+            self.pool.adopter.over(agent, now)
             self.pool.wind_down(agent, "stopping with the daemon", now)
         for agent in agents[1:]:
             self._settle(agent, now)
@@ -342,7 +336,7 @@ class Supervisor:
             self.deadlines.arm(agent, expiry)
         if agent.state is AgentState.QUARANTINED:
             if agent.quarantined_until <= now:
-                self.pool.release(agent, now)
+                self.pool.versions.release(agent)
             else:
                 self.deadlines.arm(agent, agent.quarantined_until)
 

@@ -5,7 +5,8 @@ the new. It starts no process and knows nothing of workers.
 
     agents/NAME/current             the number of the version in use
     agents/NAME/last                the highest number ever given; numbers are never given twice
-    agents/NAME/versions/N/         code/  manifest.json  env.json (0600)  venv (the name of one below venvs/)
+    agents/NAME/rolled-back         which version the current one was put in place of by itself, and why
+    agents/NAME/versions/N/         code/  manifest.json  env.json (0600)  venv (the name of one below venvs/)  served
     venvs/  workspaces/NAME/  logs/NAME/  pip-cache/  tmp/ (emptied at start)
 """
 
@@ -54,6 +55,14 @@ class StoredVersion(NamedTuple):
     @property
     def requirements(self) -> Path:
         return self.code_dir / REQUIREMENTS
+
+
+class RolledBackFrom(NamedTuple):
+    """A version that was rolled back by itself: it kept losing its workers in its first minute. `at` is a date."""
+
+    version: int
+    reason: str
+    at: float
 
 
 class Listing(NamedTuple):
@@ -117,11 +126,25 @@ class VersionStore:
         _write(self._version_dir(name, number) / "venv", venv)
         return self.load(name, number)
 
-    def set_current(self, name: str, number: int) -> None:
-        """Makes a version the one that is used from now on, and after a restart."""
+    def set_current(self, name: str, number: int, rolled_back: RolledBackFrom | None = None) -> None:
+        """Makes a version the one that is used from now on, and after a restart; `rolled_back` is why, if it is an
+        older one that took its place again by itself."""
         if not self._version_dir(name, number).is_dir():
             raise OrpheusError("not-found", f"{name} has no version {number}")
+        _write(self._version_dir(name, number) / "served", "")
         _write(self._agent_dir(name) / "current", str(number))
+        note = self._agent_dir(name) / "rolled-back"
+        if rolled_back is not None:
+            _write(note, json.dumps(rolled_back._asdict()))
+        else:
+            note.unlink(missing_ok=True)
+
+    def rolled_back(self, name: str) -> RolledBackFrom | None:
+        """What `set_current` was told last. A note that cannot be read is none."""
+        try:
+            return RolledBackFrom(**json.loads(_read(self._agent_dir(name) / "rolled-back") or "null"))
+        except (OSError, ValueError, TypeError):
+            return None
 
     def current(self, name: str) -> int | None:
         """The number of the version in use, None when there is none."""
@@ -134,6 +157,10 @@ class VersionStore:
         except FileNotFoundError:
             return []
         return sorted(int(each) for each in names if each.isascii() and each.isdecimal())
+
+    def served(self, name: str) -> list[int]:
+        """The numbers of the versions on disk that have been current, ascending: those that can be gone back to."""
+        return [number for number in self.versions(name) if (self._version_dir(name, number) / "served").exists()]
 
     def load(self, name: str, number: int) -> StoredVersion:
         """One version as it is on disk. Raises OrpheusError(not-found), or (internal) when it is damaged."""
@@ -184,10 +211,12 @@ class VersionStore:
                 pass
 
     def prune(self, name: str, in_use: Collection[int] = ()) -> list[int]:
-        """Removes old versions: all but the current, the `KEPT_VERSIONS` newest others, and those `in_use`."""
+        """Removes old versions: all but the current, the `KEPT_VERSIONS` newest others that have served, and those
+        `in_use`. What never served is left of a deploy that was interrupted."""
         current = self.current(name)
-        others = [number for number in self.versions(name) if number != current]
-        old = [number for number in others[:-KEPT_VERSIONS] if number not in in_use]
+        others = [number for number in self.served(name) if number != current]
+        kept = {current, *others[-KEPT_VERSIONS:], *in_use}
+        old = [number for number in self.versions(name) if number not in kept]
         for number in old:
             beneath.remove(self._version_dir(name, number))
         return old
@@ -197,6 +226,7 @@ class VersionStore:
         agent_dir = self._agent_dir(name)
         if agent_dir.is_dir():
             (agent_dir / "current").unlink(missing_ok=True)
+            (agent_dir / "rolled-back").unlink(missing_ok=True)
             sync_directory(agent_dir)
             beneath.remove(agent_dir / "versions")
         if purge:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orpheusd.deploy.versions import KEPT_VERSIONS, VersionStore
+from orpheusd.deploy.versions import KEPT_VERSIONS, RolledBackFrom, VersionStore
 from orpheusd.errors import OrpheusError
 from tests.eventually import eventually
 from tests.tars import END, folder, member, packed, snapshot
@@ -120,6 +120,33 @@ def test_old_versions_are_pruned_but_not_those_in_use(store: VersionStore, tmp_p
     store.set_current("a", 4)
     assert store.prune("a") == [2]
     assert store.current("a") == 4 and len(store.versions("a")) == KEPT_VERSIONS + 1
+
+
+def test_what_never_served_is_nothing_to_go_back_to_and_is_pruned_first(store: VersionStore, tmp_path: Path) -> None:
+    deployed(store, tmp_path)
+    left_over = store.stage("a", bundle(tmp_path)).number
+    for _ in range(KEPT_VERSIONS):
+        deployed(store, tmp_path)
+    assert left_over not in store.served("a") and len(store.served("a")) == KEPT_VERSIONS + 1
+    assert store.prune("a") == [left_over]
+
+
+def test_a_rollback_is_noted_until_another_version_is_chosen(store: VersionStore, tmp_path: Path) -> None:
+    older, newer = deployed(store, tmp_path), deployed(store, tmp_path)
+    assert store.rolled_back("a") is None and store.rolled_back("nobody") is None
+    note = RolledBackFrom(newer, "its worker ended (signal 9)", 1.5)
+    store.set_current("a", older, note)
+    again = VersionStore(store.state_dir)
+    assert again.current("a") == older and again.rolled_back("a") == note
+    for damaged in ("{", "[]", '{"version": 1}'):
+        (store.state_dir / "agents/a/rolled-back").write_text(damaged)
+        assert store.rolled_back("a") is None
+    store.set_current("a", older, note)
+    store.set_current("a", newer)
+    assert store.rolled_back("a") is None
+    store.set_current("a", older, note)
+    store.remove_agent("a", purge=False)
+    assert store.rolled_back("a") is None
 
 
 def test_removing_an_agent_keeps_its_workspace_unless_purged(store: VersionStore, tmp_path: Path) -> None:
