@@ -281,8 +281,8 @@ class Processes:
             self._sinks.event(ev.WorkerReady(worker.id))
         elif template is not None and template.orphaned:
             template.orphaned = False
-            self._sinks.event(ev.TemplateAdopted(template.id, tuple(template.orphans)))
             channel.say("ring", {})
+            self._sinks.event(ev.TemplateAdopted(template.id, tuple(template.orphans)))
         else:
             self._sinks.event(ev.TemplateReady(channel.owner))
 

@@ -15,7 +15,8 @@ import signal
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from orpheusd.wire.worker import Message, ProtocolViolation
@@ -108,9 +109,15 @@ class Doorbell(Shield):
             return  # whoever is in there looks at `_rung` when it comes out
         self._listen()
 
-    def regained(self) -> None:
-        """The channel was dialled again."""
-        self._lost = None
+    @contextmanager
+    def dialling(self) -> Iterator[None]:
+        """While this thread dials by itself, a ring must not dial too. Afterwards the channel is there again."""
+        self._reading = True
+        try:
+            yield
+            self._lost = None
+        finally:
+            self._reading = False
 
     def _listen(self) -> None:
         while self._rung:

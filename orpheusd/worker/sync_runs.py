@@ -84,12 +84,12 @@ class SyncRuns:
         """Dial until somebody answers. Raises ChannelClosed when nobody has for too long."""
         again = self._patience.waiting
         self._patience.lost()
-        while again or not self._redial():
-            if self._patience.over:
-                raise ChannelClosed("no supervisor came")
-            select.select((), (), (), EVERY_S)
-            again = False
-        self._doorbell.regained()
+        with self._doorbell.dialling():
+            while again or not self._redial():
+                if self._patience.over:
+                    raise ChannelClosed("no supervisor came")
+                select.select((), (), (), EVERY_S)
+                again = False
 
     def _redial(self) -> bool:
         """Whether there is a supervisor, and it was told everything. Never waits for one."""

@@ -363,10 +363,13 @@ def _read_launch() -> Launch:
 
 
 def _catch_signals() -> int:
-    """SIGCHLD and SIGTERM become bytes on the fd that is returned; SIGINT and SIGHUP are the daemon's affair."""
+    """SIGCHLD and SIGTERM become bytes on the fd that is returned; SIGINT and SIGHUP are the daemon's affair.
+
+    SIGUSR1 is for workers: one that was just forked has this handler until it has its own.
+    """
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    for number in (signal.SIGCHLD, signal.SIGTERM):
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _noted)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
