@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import orpheusd
+from orpheusd import failpoints
 from orpheusd.config import ISOLATIONS, LOG_FORMATS, LOG_LEVELS, Config, load
 from orpheusd.errors import OrpheusError
 
@@ -22,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                   f"http {config.http or 'off'}, isolation {config.isolation}")
             return 0
         _set_up_logging(config)
+        failpoints.arm(config.failpoints)
         return _run(config)
     except OrpheusError as error:
         print(f"orpheusd: {error.message}", file=sys.stderr)

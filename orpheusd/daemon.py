@@ -21,6 +21,7 @@ from orpheusd.doors.control import ControlDoor
 from orpheusd.doors.front import FrontDoors, bind
 from orpheusd.engine import Engine
 from orpheusd.errors import OrpheusError
+from orpheusd.failpoints import reached
 from orpheusd.logs import AgentLogs
 from orpheusd.process.sandbox import detect, find_interpreter, make_lib_dir
 from orpheusd.recorder import Recorder
@@ -42,6 +43,7 @@ async def serve(config: Config) -> int:
     failed: asyncio.Future[BaseException] = loop.create_future()
     loop.set_exception_handler(lambda _loop, context: _fail(failed, context))
     with _lock(config.state_dir):
+        reached("daemon-locked")
         daemon = Daemon(config)
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -72,6 +74,7 @@ class Daemon:
         store.prepare()
         self._logs = AgentLogs(config.state_dir / "logs")
         self._recorder = Recorder(config.state_dir / "runs.db", Settings(durability=config.durability))
+        reached("daemon-log-open")
         self._remembered = Remembered(config.state_dir / "sessions.db", store.forget_session_state)
         self._engine = Engine(
             config.runtime_dir, self._isolation, find_interpreter(), lib,
@@ -93,6 +96,7 @@ class Daemon:
         await self._control.open(config.control_socket)
         if self._fronts is not None:
             self._fronts.open()
+        reached("daemon-doors-open")
         self._sample()
         log.info("ready: control socket %s, http %s, isolation %s, agents %d", config.control_socket,
                  config.http or "off", self._isolation.mode, len(self._deployments.deployed))
@@ -100,6 +104,7 @@ class Daemon:
     async def close(self) -> None:
         """Let runs finish, then stop every process. Bounded by the stop timeout and a few graces."""
         config = self._config
+        reached("daemon-closing")
         log.info("stopping: runs have %g s to finish", config.stop_timeout_s)
         self._control.stop_accepting()
         self._engine.feed(ev.ShutdownRequested())

@@ -21,6 +21,7 @@ from orpheusd.deploy.bundle import read_manifest_text, survey
 from orpheusd.deploy.versions import StoredVersion, VersionStore
 from orpheusd.engine import Engine, Verdict
 from orpheusd.errors import OrpheusError
+from orpheusd.failpoints import reached
 from orpheusd.operations import RESULT_LIMIT_BYTES
 from orpheusd.process.processes import Plan
 from orpheusd.process.sandbox import Isolation
@@ -88,16 +89,20 @@ class Deployments:
             version = await asyncio.to_thread(self._store.stage, name, bundle)
             try:
                 await asyncio.to_thread(self._store.write_env, name, version.number, environment)
+                reached("deploy-env-written")
                 version = await self._build(version, step)
+                reached("deploy-built")
                 step("step", "canary", f"starting a worker of version {version.number}")
                 await self._try_out(version)
             except BaseException:
                 self._engine.plans.pop((name, version.number), None)
                 await asyncio.to_thread(self._store.discard, name, version.number)
                 raise
+            reached("deploy-promoted")
             step("step", "switch", f"version {version.number} serves")
             self.deployed[name] = version
             await asyncio.to_thread(self._store.set_current, name, version.number)
+            reached("deploy-switched")
             await self._tidy(name)
         return {"name": name, "version": version.number, "isolation": self._isolation.mode, "warnings": warnings}
 

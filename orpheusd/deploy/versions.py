@@ -25,6 +25,7 @@ from orpheusd.deploy import beneath
 from orpheusd.deploy.bundle import MANIFEST, REQUIREMENTS, sync_directory, unpack
 from orpheusd.deploy.uploads import Uploads
 from orpheusd.errors import OrpheusError
+from orpheusd.failpoints import reached
 from orpheusd.operations import AGENT_NAME
 
 #: Versions kept beside the current one, to go back to.
@@ -86,6 +87,7 @@ class VersionStore:
         stage_dir.mkdir(mode=0o700)
         try:
             unpack(bundle, stage_dir / "code")
+            reached("deploy-unpacked")
             manifest = parse_manifest((stage_dir / "code" / MANIFEST).read_text("utf-8-sig"))
             if manifest.name != name:
                 raise OrpheusError(
@@ -97,6 +99,7 @@ class VersionStore:
             number = self._next_number(name)
             stage_dir.rename(agent_dir / "versions" / str(number))
             sync_directory(agent_dir / "versions")
+            reached("deploy-staged")
         except BaseException:
             beneath.remove(stage_dir)
             raise
@@ -274,6 +277,7 @@ def _write(path: Path, text: str) -> None:
         stream.write(text)
         stream.flush()
         os.fsync(fd)
+    reached("file-written")
     temporary.rename(path)
     sync_directory(path.parent)
 
