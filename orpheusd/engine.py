@@ -240,14 +240,14 @@ class Engine:
             data = orjson.Fragment(message.payload)
             pending.on_event("output", {"seq": message.fields["seq"], "data": data})
 
-    def _log(self, worker_id: str, message: Message) -> None:
+    def _log(self, worker_id: str, message: Message, past_python: bool) -> None:
         worker = self.supervisor.pool.workers.get(worker_id)
         if worker is None:
             return
         fields = message.fields
         run_id, session_id = fields["run_id"], fields["session_id"]
-        if run_id is None and len(worker.runs) == 1:
-            # written past Python: it can only be the one run that is going on
+        if past_python and len(worker.runs) == 1:
+            # by a program it started, or C code: the one run that is going on, as far as anybody can tell
             run = next(iter(worker.runs.values()))
             run_id, session_id = run.id, run.session
         row = {"worker_id": worker_id, "run_id": run_id, "session_id": session_id, "stream": fields["stream"],

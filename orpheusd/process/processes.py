@@ -55,12 +55,15 @@ class Plan(NamedTuple):
 
 
 class Sinks(NamedTuple):
-    """Where things go that are heard: events of the core, and what belongs to runs."""
+    """Where things go that are heard: events of the core, and what belongs to runs.
+
+    `log` is also told whether the line was written past Python, so that the worker could not say whose it is.
+    """
 
     event: Callable[[ev.Event], None]
     ended: Callable[[str, Message], None]
     output: Callable[[str, Message], None]
-    log: Callable[[str, Message], None]
+    log: Callable[[str, Message, bool], None]
     note: Callable[[str, str], None]
 
 
@@ -303,7 +306,7 @@ class Processes:
             if worker is None or worker.template.id != channel.owner:
                 return
         message.fields["text"] = message.fields["text"][:LOG_TEXT_LIMIT]
-        self._sinks.log(worker_id, message)
+        self._sinks.log(worker_id, message, worker_id != channel.owner)
 
     def _no_stranger(self, channel: Channel) -> None:
         template = self._templates.get(channel.home)
