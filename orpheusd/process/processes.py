@@ -267,6 +267,7 @@ class Processes:
         if channel.process is None:
             return
         if isinstance(known, _Template):
+            channel.process.make_expendable()
             channel.say("setup", {}, orjson.dumps(known.setup))
             return
         loop = asyncio.get_running_loop()

@@ -24,7 +24,7 @@ from orpheusd.worker import main as worker_main
 from orpheusd.worker.channel import ChannelClosed, dial
 from orpheusd.worker.children import Children, Death
 from orpheusd.worker.drains import Drains, Line, open_pipe
-from orpheusd.worker.inheritance import become_subreaper, open_fds, reset_after_fork, threads_started
+from orpheusd.worker.inheritance import become_subreaper, forbid_cores, open_fds, reset_after_fork, threads_started
 from orpheusd.worker.launch import EXIT_CANNOT_FORK, EXIT_CANNOT_START, EXIT_CHANNEL, Birth, Launch, Setup
 
 #: The launch line is there when we start; the setup comes as soon as the daemon has seen our hello.
@@ -86,6 +86,7 @@ class Template:
         self._poll = select.poll()
         self._drains = Drains(self._poll, self._say)
         become_subreaper()
+        forbid_cores()
         self._wakeup = _catch_signals()
         self._channel = dial(launch.socket, Role.TEMPLATE, launch.template_id, launch.nonce)
         self._setup_deadline = time.monotonic() + SETUP_LIMIT_S
