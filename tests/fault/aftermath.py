@@ -29,6 +29,7 @@ from tests.fault.invariants import (
     Facts,
     Refusal,
     Said,
+    pools_at_target,
     violations,
 )
 
@@ -77,6 +78,7 @@ class Aftermath:
         self._first_seq = max((row.seq for row in stored(self.daemon, 0)), default=0)
         self._effects_from = {path: path.stat().st_size for path in self._effect_files()}
         self._log_from = len(self.daemon.log)
+        eventually(self._at_rest, self._settle_s, "workers that are ready before the fault")
         self._before = holdings(self.daemon, agents(self.daemon))
         return self
 
@@ -140,6 +142,9 @@ class Aftermath:
                 listed=tuple(listed(control, self._first_seq)),
                 shown=tuple(row_of(control.call("run.show", run_id=run_id)) for run_id in wanted),
                 printed=tuple(printed(control, {said.agent for said in self.said} & known.keys())))
+
+    def _at_rest(self) -> bool:
+        return not list(pools_at_target(Facts(agents=agents(self.daemon))))
 
     def _judge(self, unanswered: tuple[str, ...], timeout_s: float) -> None:
         broken = ["nobody looked"]
