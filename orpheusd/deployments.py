@@ -101,7 +101,7 @@ class Deployments:
             reached("deploy-promoted")
             step("step", "switch", f"version {version.number} serves")
             self.deployed[name] = version
-            await asyncio.to_thread(self._store.set_current, name, version.number)
+            await self._switch(version)
             reached("deploy-switched")
             await self._tidy(name)
         return {"name": name, "version": version.number, "isolation": self._isolation.mode, "warnings": warnings}
@@ -183,6 +183,15 @@ class Deployments:
         venv_dir: Path | None = self._store.state_dir / "venvs" / version.venv if version.venv else None
         self._engine.plans[version.name, version.number] = Plan(
             version.name, version.code_dir, self._store.workspace_dir(version.name), venv_dir, manifest.network, setup)
+
+    async def _switch(self, version: StoredVersion) -> None:
+        """Have the version survive a restart. Raises OrpheusError that says what is so when that cannot be written."""
+        try:
+            await asyncio.to_thread(self._store.set_current, version.name, version.number)
+        except OSError as error:
+            raise OrpheusError(
+                "internal", f"version {version.number} of {version.name} serves, but that cannot be written down "
+                f"({error.strerror}), so a restart of the daemon goes back; make space and deploy again") from error
 
     async def _tidy(self, name: str) -> None:
         """Remove versions nobody runs or goes back to."""

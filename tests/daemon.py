@@ -107,7 +107,7 @@ class Daemon:
         self.http = f"http://127.0.0.1:{free_port()}" if http else None
         self._door = ("--http", self.http.removeprefix("http://")) if self.http else ("--no-http",)
         self._flags = ("--isolation", isolation, *flags)
-        self._env = env or {}
+        self.env = env or {}
         self._log = self.directory / "orpheusd.log"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -129,7 +129,7 @@ class Daemon:
         with self._log.open("ab") as log:
             # A session of its own: Ctrl-C in the tests reaches the tests, which then stop the daemon in order.
             self.process = subprocess.Popen(
-                argv, cwd=ROOT, env={**environment(), **self._env}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                argv, cwd=ROOT, env={**environment(), **self.env}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True)
         try:
             eventually(self._answers, READY_TIMEOUT_S, "the daemon to be ready")
@@ -203,7 +203,10 @@ class Daemon:
 
     def deploy(self, folder: Path, env: dict[str, str] | None = None) -> dict[str, Any]:
         """The answer of `deploy` for the agent in `folder`, which must be up and serving by then."""
-        data = bundle(folder)
+        return self.deploy_bundle(bundle(folder), env)
+
+    def deploy_bundle(self, data: bytes, env: dict[str, str] | None = None) -> dict[str, Any]:
+        """The same for any bytes."""
         with self.connect() as control:
             upload: dict[str, str] = {}
             for start in range(0, len(data), PIECE_BYTES):

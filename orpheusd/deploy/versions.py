@@ -6,6 +6,7 @@ the new. It starts no process and knows nothing of workers.
     agents/NAME/current             the number of the version in use
     agents/NAME/last                the highest number ever given; numbers are never given twice
     agents/NAME/versions/N/         code/  manifest.json  env.json (0600)  venv (the name of one below venvs/)
+                                    trial (until the version serves; what a killed daemon left on trial is removed)
     venvs/  workspaces/NAME/  logs/NAME/  pip-cache/  tmp/ (emptied at start)
 """
 
@@ -15,6 +16,7 @@ import os
 import secrets
 import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,17 +67,27 @@ class Listing(NamedTuple):
 
 
 class VersionStore:
-    """The files of one state directory. Invariant: `current` names a version that is whole and on disk."""
+    """The files of one state directory.
+
+    Invariant: `current` names a version that is whole and on disk, and so is every version without a `trial` mark.
+    """
 
     def __init__(self, state_dir: Path) -> None:
         self.state_dir = state_dir
         self.uploads = Uploads(state_dir / "tmp")
 
     def prepare(self) -> None:
-        """Makes the directories and empties tmp/. Call once, when the daemon holds the state directory."""
+        """Makes the directories, empties tmp/ and removes versions that a deploy which was killed left half done.
+
+        Call once, when the daemon holds the state directory.
+        """
         for name in _DIRECTORIES:
             (self.state_dir / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         beneath.empty(self.state_dir / "tmp")
+        for mark in (self.state_dir / "agents").glob("*/versions/*/trial"):
+            # what cannot be read here is reported by `list_agents`
+            with suppress(OSError, OrpheusError, ValueError):
+                self._settle(mark.parts[-4], int(mark.parent.name))
 
     def stage(self, name: str, bundle: Path) -> StoredVersion:
         """The next version of agent `name`, unpacked from `bundle` and on disk, but not current.
@@ -94,6 +106,7 @@ class VersionStore:
                     "invalid-request", f"cannot deploy as {name}: the bundle's agent.yaml names {manifest.name}")
             record = {"deployed_at": time.time(), "manifest": manifest.model_dump(mode="json")}
             _write(stage_dir / "manifest.json", json.dumps(record, indent=1))
+            _write(stage_dir / "trial", "")
             (agent_dir / "versions").mkdir(mode=0o700, parents=True, exist_ok=True)
             self.workspace_dir(name).mkdir(mode=0o700, exist_ok=True)
             number = self._next_number(name)
@@ -125,6 +138,8 @@ class VersionStore:
         if not self._version_dir(name, number).is_dir():
             raise OrpheusError("not-found", f"{name} has no version {number}")
         _write(self._agent_dir(name) / "current", str(number))
+        (self._version_dir(name, number) / "trial").unlink(missing_ok=True)
+        sync_directory(self._version_dir(name, number))
 
     def current(self, name: str) -> int | None:
         """The number of the version in use, None when there is none."""
@@ -244,6 +259,13 @@ class VersionStore:
             beneath.unlink(self.workspace_dir(name), f"{SESSIONS_DIR}/{digest[:2]}", f"{digest}.json", before)
         except FileNotFoundError:
             pass
+
+    def _settle(self, name: str, number: int) -> None:
+        """End the trial of a version whose deploy was killed: it had become current, or it goes."""
+        if self.current(name) == number:
+            self.set_current(name, number)
+        else:
+            self.discard(name, number)
 
     def _no_workspace(self, name: str, error: OSError) -> OrpheusError:
         if isinstance(error, FileNotFoundError):

@@ -224,9 +224,8 @@ class Connection(asyncio.Protocol):
             self._begin(call, request)
         except OrpheusError as error:
             call.refuse(error)
-        except Exception:
-            log.exception("%s failed", operation.name)
-            call.refuse(OrpheusError("internal", f"{operation.name} failed inside the daemon; its log says more"))
+        except Exception as error:
+            call.refuse(_fault(operation, error))
 
     def _begin(self, call: Call, request: Request) -> None:
         operation = call.operation
@@ -340,9 +339,15 @@ class ControlDoor:
             call.refuse(error)
         except asyncio.CancelledError:
             call.refuse(OrpheusError("draining", "the daemon is stopping"))
-        except Exception:
-            log.exception("%s failed", call.operation.name)
-            call.refuse(OrpheusError("internal", f"{call.operation.name} failed inside the daemon; its log says more"))
+        except Exception as error:
+            call.refuse(_fault(call.operation, error))
+
+
+def _fault(operation: Operation, error: Exception) -> OrpheusError:
+    """What nobody foresaw goes into the log; the caller is told what the system said, if it was the system."""
+    log.error("%s failed", operation.name, exc_info=error)
+    reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+    return OrpheusError("internal", f"{operation.name} failed inside the daemon{reason}; its log says more")
 
 
 #: sun_path of unix(7) is 108 bytes with its final NUL.
