@@ -75,10 +75,10 @@ class Aftermath:
         self._settle_s = settle_s
 
     def __enter__(self) -> Self:
+        eventually(self._at_rest, self._settle_s, "workers that are ready and a log that is written before the fault")
         self._first_seq = max((row.seq for row in stored(self.daemon, 0)), default=0)
         self._effects_from = {path: path.stat().st_size for path in self._effect_files()}
         self._log_from = len(self.daemon.log)
-        eventually(self._at_rest, self._settle_s, "workers that are ready before the fault")
         self._before = holdings(self.daemon, agents(self.daemon))
         return self
 
@@ -144,7 +144,8 @@ class Aftermath:
                 printed=tuple(printed(control, {said.agent for said in self.said} & known.keys())))
 
     def _at_rest(self) -> bool:
-        return not list(pools_at_target(Facts(agents=agents(self.daemon))))
+        log = self.daemon.call("status")["run_log"]
+        return not (log["pending_changes"] or list(pools_at_target(Facts(agents=agents(self.daemon)))))
 
     def _judge(self, unanswered: tuple[str, ...], timeout_s: float) -> None:
         broken = ["nobody looked"]
