@@ -129,16 +129,41 @@ def _processes(daemon: Daemon, workers: int) -> dict[str, int]:
 
 
 def _family(daemon: Daemon) -> Iterator[psutil.Process]:
-    """Everything below the daemon, and the orphans of its predecessors: they fell to this process, the subreaper."""
-    waiting = [psutil.Process()]
+    """Everything below the daemon, and the orphans of its predecessors: they fell to this process, the subreaper, and
+    those of them that are dead wait for nobody but us.
+    """
+    ours = psutil.Process()
+    waiting = [ours]
     while waiting:
-        with suppress(psutil.NoSuchProcess):
-            for child in waiting.pop().children():
-                is_daemon = child.cmdline()[1:3] == ["-m", "orpheusd"]
-                if child.pid == daemon.pid or not is_daemon:
-                    waiting.append(child)
-                    if not is_daemon:
-                        yield child
+        parent = waiting.pop()
+        for child in _children(parent):
+            is_zombie, is_daemon = _is_zombie(child), _is_daemon(child)
+            if (parent is ours and is_zombie) or (is_daemon and child.pid != daemon.pid):
+                continue
+            waiting.append(child)
+            if not is_daemon:
+                yield child
+
+
+def _children(parent: psutil.Process) -> list[psutil.Process]:
+    try:
+        return parent.children()
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _is_zombie(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _is_daemon(process: psutil.Process) -> bool:
+    try:
+        return process.cmdline()[1:3] == ["-m", "orpheusd"]
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _process_kind(process: psutil.Process) -> str:
