@@ -34,6 +34,9 @@ from orpheusd.wire.worker import ENDED_STATES, Message
 
 log = logging.getLogger(__name__)
 
+#: What a run is told that was not over when the daemon stopped.
+STOPPING = "cancelled while the daemon was stopping: the run was not over in time"
+
 #: What is kept of an error a worker tells: characters. A worker cuts by itself; a lying one is cut here.
 ERROR_LIMITS = {"type": TYPE_LIMIT, "message": MESSAGE_LIMIT, "traceback": TRACEBACK_LIMIT}
 
@@ -58,7 +61,10 @@ class Verdict(NamedTuple):
 
 
 class Engine:
-    """Invariant: `pending` has exactly the runs that were accepted and are not resolved."""
+    """Invariant: `pending` has exactly the runs that were accepted and are not resolved.
+
+    After `shut_down`, `quiet` is set when no run is left, and `stopped` when no process is.
+    """
 
     def __init__(
         self,
@@ -80,6 +86,7 @@ class Engine:
             Sinks(self.feed, self._ended, self._output, self._log, on_note))
         self.plans: dict[tuple[str, int], Plan] = {}
         self.pending: dict[str, Pending] = {}
+        self.quiet = asyncio.Event()
         self.stopped = asyncio.Event()
         self.explanations = Explanations()
         self._loop = asyncio.get_running_loop()
@@ -144,6 +151,17 @@ class Engine:
         self.pending[event.run] = pending
         self.feed(event)
 
+    def shut_down(self) -> None:
+        """Take no more runs, and let everything go that has none."""
+        self.feed(ev.ShutdownRequested())
+        if not self.pending:
+            self.quiet.set()
+
+    def cut_short(self) -> None:
+        """Cancel every run that is left: nobody waits for it any longer."""
+        for run_id in list(self.pending):
+            self.feed(ev.CancelRequested(run_id))
+
     @contextlib.contextmanager
     def verdict(self, request: str) -> Iterator["asyncio.Future[Verdict]"]:
         """A future for the supervisor's verdict on `request`, which must be fed inside the `with`."""
@@ -193,6 +211,8 @@ class Engine:
         if effect.code and said:
             error = _read_error(said)
             text = _sentence(effect.code, error) or text
+        if effect.state == "cancelled" and self.supervisor.stopping:
+            text = STOPPING
         outcome = Outcome(
             effect.run, effect.state, effect.code, text, b"" if effect.code else said, error, effect.worker,
             effect.session, effect.context, effect.turn, round(effect.duration_s * 1000, 3), effect.cause, effect.why)
@@ -202,6 +222,8 @@ class Engine:
             self._remembered.seen(effect.agent, effect.session, effect.turn)
         if pending is not None:
             pending.on_outcome(outcome)
+        if self.supervisor.stopping and not self.pending:
+            self.quiet.set()
 
     def _end_session(self, effect: ef.EndSession) -> None:
         self._remembered.ended(effect.agent, effect.session)

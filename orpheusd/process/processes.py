@@ -25,6 +25,7 @@ from orpheusd.process.channel import Channel, listen
 from orpheusd.process.launch import TemplateProcess, launch_template
 from orpheusd.process.monitor import Monitor
 from orpheusd.process.sandbox import SOCKET_NAME, Interpreter, Isolation, RuntimeLib, TemplateSpec, template_argv
+from orpheusd.tasks import must_not_fail
 from orpheusd.wire.worker import PROTOCOL_VERSION, Message
 
 log = logging.getLogger(__name__)
@@ -130,6 +131,7 @@ class Processes:
         task = asyncio.get_running_loop().create_task(self._live(template))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(must_not_fail)
 
     def stop_template(self, id: str) -> None:
         template = self._templates.get(id)
