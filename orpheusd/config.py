@@ -13,7 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from orpheusd import failpoints
 from orpheusd.errors import OrpheusError
+from orpheusd.failpoints import Trap
 
 DEFAULT_FILE = Path("/etc/orpheus/orpheusd.toml")
 ISOLATIONS = ("auto", "bwrap", "none")
@@ -24,7 +26,10 @@ DURABILITIES = ("os", "disk")
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Every setting of one daemon. Durations are seconds. `build_environ` is what pip may see of our environment."""
+    """Every setting of one daemon. Durations are seconds. `build_environ` is what pip may see of our environment.
+
+    `failpoints` come from ORPHEUS_FAILPOINTS alone: no file that is left lying about can arm one.
+    """
 
     state_dir: Path
     runtime_dir: Path
@@ -42,6 +47,7 @@ class Config:
     orphan_ttl_s: float = 60.0
     build_timeout_s: float = 900.0
     build_environ: Mapping[str, str] = field(default_factory=dict)
+    failpoints: Mapping[str, Trap] = field(default_factory=dict)
 
     @property
     def control_socket(self) -> Path:
@@ -101,6 +107,7 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> 
     environ = os.environ if environ is None else environ
     settings: dict[str, Any] = {"state_dir": _state_dir(environ), "runtime_dir": _runtime_dir(environ)}
     settings["build_environ"] = {name: value for name, value in environ.items() if _BUILD_VARIABLES.fullmatch(name)}
+    settings["failpoints"] = _failpoints(environ)
     settings.update(_from_file(flags.get("config")))
     settings.update(_from_environ(environ))
     settings.update({name: value for name, value in flags.items() if name in _TEXT and value is not None})
@@ -155,6 +162,13 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
             except ValueError as error:
                 raise OrpheusError("invalid-request", f"ORPHEUS_{name.upper()}={text!r}: {error}") from error
     return settings
+
+
+def _failpoints(environ: Mapping[str, str]) -> dict[str, Trap]:
+    try:
+        return failpoints.parse(environ.get("ORPHEUS_FAILPOINTS", ""))
+    except ValueError as error:
+        raise OrpheusError("invalid-request", f"ORPHEUS_FAILPOINTS: {error}") from error
 
 
 def _checked(settings: dict[str, Any]) -> Config:

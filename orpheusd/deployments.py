@@ -24,6 +24,7 @@ from orpheusd.deploy.bundle import read_manifest_text, survey
 from orpheusd.deploy.versions import RolledBackFrom, StoredVersion, VersionStore
 from orpheusd.engine import Engine, Verdict
 from orpheusd.errors import OrpheusError
+from orpheusd.failpoints import reached
 from orpheusd.operations import RESULT_LIMIT_BYTES
 from orpheusd.process.lives import Plan
 from orpheusd.process.records import Record
@@ -127,13 +128,16 @@ class Deployments:
             version = await asyncio.to_thread(self._store.stage, name, bundle)
             try:
                 await asyncio.to_thread(self._store.write_env, name, version.number, environment)
+                reached("deploy-env-written")
                 version = await self._build(version, step)
+                reached("deploy-built")
                 step("step", "canary", f"starting a worker of version {version.number}")
                 await self._try_out(version)
             except BaseException:
                 self._forget_plan(name, version.number)
                 await asyncio.to_thread(self._store.discard, name, version.number)
                 raise
+            reached("deploy-promoted")
             step("step", "switch", f"version {version.number} serves")
             await self._serves(version)
         return {"name": name, "version": version.number, "isolation": self._isolation.mode, "warnings": warnings}
@@ -231,7 +235,13 @@ class Deployments:
         name = version.name
         self.deployed[name] = version
         self.rolled_back.pop(name, None)
-        await self._write_current(name)
+        try:
+            await self._write_current(name)
+        except OSError as error:
+            raise OrpheusError(
+                "internal", f"version {version.number} of {name} serves, but that cannot be written down "
+                f"({error.strerror}), so a restart of the daemon goes back; make space and deploy again") from error
+        reached("deploy-switched")
         await self._tidy(name)
 
     async def _write_current(self, name: str) -> None:

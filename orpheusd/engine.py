@@ -37,6 +37,9 @@ from orpheusd.wire.worker import ENDED_STATES, Message
 
 log = logging.getLogger(__name__)
 
+#: What a run is told that was not over when the daemon stopped.
+STOPPING = "cancelled while the daemon was stopping: the run was not over in time"
+
 #: What is kept of an error a worker tells: characters. A worker cuts by itself; a lying one is cut here.
 ERROR_LIMITS = {"type": TYPE_LIMIT, "message": MESSAGE_LIMIT, "traceback": TRACEBACK_LIMIT}
 
@@ -62,7 +65,10 @@ class Verdict(NamedTuple):
 
 class Engine:
     """Invariant: `pending` has exactly the runs that this daemon accepted and that are not resolved; `_unacknowledged`
-    has, with its worker, each run whose end was heard and is not on the disk yet."""
+    has, with its worker, each run whose end was heard and is not on the disk yet.
+
+    After `shut_down`, `quiet` is set when no run is left, and `stopped` when no process is.
+    """
 
     def __init__(
         self,
@@ -85,6 +91,7 @@ class Engine:
             Sinks(self.feed, self._adopted, self._ended, self._output, self._log, on_note))
         self.plans: dict[tuple[str, int], Plan] = {}
         self.pending: dict[str, Pending] = {}
+        self.quiet = asyncio.Event()
         self.stopped = asyncio.Event()
         self.explanations = Explanations()
         self._loop = asyncio.get_running_loop()
@@ -169,6 +176,17 @@ class Engine:
         for worker_id, ended in by_worker.items():
             self.processes.acknowledge(worker_id, ended)
 
+    def shut_down(self) -> None:
+        """Take no more runs, and let everything go that has none."""
+        self.feed(ev.ShutdownRequested())
+        if not self.supervisor.runs:
+            self.quiet.set()
+
+    def cut_short(self) -> None:
+        """Cancel every run that is left: nobody waits for it any longer."""
+        for run_id in list(self.supervisor.runs):
+            self.feed(ev.CancelRequested(run_id))
+
     @contextlib.contextmanager
     def verdict(self, request: str) -> Iterator["asyncio.Future[Verdict]"]:
         """A future for the supervisor's verdict on `request`, which must be fed inside the `with`."""
@@ -223,6 +241,8 @@ class Engine:
         if effect.code and said:
             error = _read_error(said)
             text = _sentence(effect.code, error) or text
+        if effect.state == "cancelled" and self.supervisor.stopping:
+            text = STOPPING
         outcome = Outcome(
             effect.run, effect.state, effect.code, text, b"" if effect.code else said, error, effect.worker,
             effect.session, effect.context, effect.turn, round(effect.duration_s * 1000, 3), effect.cause, effect.why,
@@ -233,6 +253,8 @@ class Engine:
             self._remembered.seen(effect.agent, effect.session, effect.turn)
         if pending is not None:
             pending.on_outcome(outcome)
+        if self.supervisor.stopping and not self.supervisor.runs:
+            self.quiet.set()
 
     def _end_session(self, effect: ef.EndSession) -> None:
         self._remembered.ended(effect.agent, effect.session)
@@ -293,14 +315,14 @@ class Engine:
             data = orjson.Fragment(message.payload)
             pending.on_event("output", {"seq": message.fields["seq"], "data": data})
 
-    def _log(self, worker_id: str, message: Message) -> None:
+    def _log(self, worker_id: str, message: Message, past_python: bool) -> None:
         worker = self.supervisor.pool.workers.get(worker_id)
         if worker is None:
             return
         fields = message.fields
         run_id, session_id = fields["run_id"], fields["session_id"]
-        if run_id is None and len(worker.runs) == 1:
-            # written past Python: it can only be the one run that is going on
+        if past_python and len(worker.runs) == 1:
+            # by a program it started, or C code: the one run that is going on, as far as anybody can tell
             run = next(iter(worker.runs.values()))
             run_id, session_id = run.id, run.session
         row = {"worker_id": worker_id, "run_id": run_id, "session_id": session_id, "stream": fields["stream"],

@@ -10,7 +10,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,11 +83,12 @@ class Remembered:
             del self._changes[key]
         self._thread.submit(self._delete, agent)
 
-    def close(self) -> None:
-        """Write down what is left."""
+    def close(self, timeout_s: float) -> None:
+        """Write down what is left, as far as the disk takes it within `timeout_s`."""
         self._flush()
-        self._thread.submit(self._connection.close)
-        self._thread.shutdown(wait=True)
+        if wait([self._thread.submit(self._connection.close)], timeout_s).not_done:
+            log.error("what is known of sessions could not be written to its end within %g s", timeout_s)
+        self._thread.shutdown(wait=False)
 
     def _arm(self) -> None:
         if self._timer is None:

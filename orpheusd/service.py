@@ -26,6 +26,7 @@ from orpheusd.deploy.versions import VersionStore
 from orpheusd.deployments import Deployments
 from orpheusd.engine import Engine, Pending
 from orpheusd.errors import OrpheusError
+from orpheusd.lag import LoopLag
 from orpheusd.logs import AgentLogs, Row
 from orpheusd.operations import INPUT_LIMIT_BYTES, KINDS, SESSION_ID
 from orpheusd.outcome import Outcome
@@ -67,7 +68,7 @@ class Service:
 
     def __init__(
         self, config: Config, isolation: Isolation, engine: Engine, deployments: Deployments, store: VersionStore,
-        logs: AgentLogs, recorder: Recorder,
+        logs: AgentLogs, recorder: Recorder, lag: LoopLag,
     ) -> None:  # fmt: skip
         self._config = config
         self._isolation = isolation
@@ -76,6 +77,7 @@ class Service:
         self._store = store
         self._logs = logs
         self._recorder = recorder
+        self._lag = lag
         self._started_at = time.monotonic()
 
     # Runs
@@ -259,7 +261,8 @@ class Service:
                 "workers": len(supervisor.pool.workers)}  # fmt: skip
 
     def metrics(self, call: Call, params: Params) -> dict[str, Any]:
-        text = views.metrics_text(self._engine.supervisor, self._engine.processes, self._uptime_s())
+        text = views.metrics_text(
+            self._engine.supervisor, self._engine.processes, self._uptime_s(), self._lag.worst_s)
         return {"text": text}
 
     async def _run_list(self, query: RunQuery) -> dict[str, Any]:

@@ -7,6 +7,7 @@ the new. It starts no process and knows nothing of workers.
     agents/NAME/last                the highest number ever given; numbers are never given twice
     agents/NAME/rolled-back         which version the current one was put in place of by itself, and why
     agents/NAME/versions/N/         code/  manifest.json  env.json (0600)  venv (the name of one below venvs/)  served
+                                    trial (until the version serves; what a killed daemon left on trial is removed)
     venvs/  workspaces/NAME/  logs/NAME/  pip-cache/  tmp/ (emptied at start)
 """
 
@@ -16,6 +17,7 @@ import os
 import secrets
 import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +28,7 @@ from orpheusd.deploy import beneath
 from orpheusd.deploy.bundle import MANIFEST, REQUIREMENTS, sync_directory, unpack
 from orpheusd.deploy.uploads import Uploads
 from orpheusd.errors import OrpheusError
+from orpheusd.failpoints import reached
 from orpheusd.operations import AGENT_NAME
 
 #: Versions kept beside the current one, to go back to.
@@ -73,17 +76,27 @@ class Listing(NamedTuple):
 
 
 class VersionStore:
-    """The files of one state directory. Invariant: `current` names a version that is whole and on disk."""
+    """The files of one state directory.
+
+    Invariant: `current` names a version that is whole and on disk, and so is every version without a `trial` mark.
+    """
 
     def __init__(self, state_dir: Path) -> None:
         self.state_dir = state_dir
         self.uploads = Uploads(state_dir / "tmp")
 
     def prepare(self) -> None:
-        """Makes the directories and empties tmp/. Call once, when the daemon holds the state directory."""
+        """Makes the directories, empties tmp/ and removes versions that a deploy which was killed left half done.
+
+        Call once, when the daemon holds the state directory.
+        """
         for name in _DIRECTORIES:
             (self.state_dir / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         beneath.empty(self.state_dir / "tmp")
+        for mark in (self.state_dir / "agents").glob("*/versions/*/trial"):
+            # what cannot be read here is reported by `list_agents`
+            with suppress(OSError, OrpheusError, ValueError):
+                self._settle(mark.parts[-4], int(mark.parent.name))
 
     def stage(self, name: str, bundle: Path) -> StoredVersion:
         """The next version of agent `name`, unpacked from `bundle` and on disk, but not current.
@@ -95,17 +108,20 @@ class VersionStore:
         stage_dir.mkdir(mode=0o700)
         try:
             unpack(bundle, stage_dir / "code")
+            reached("deploy-unpacked")
             manifest = parse_manifest((stage_dir / "code" / MANIFEST).read_text("utf-8-sig"))
             if manifest.name != name:
                 raise OrpheusError(
                     "invalid-request", f"cannot deploy as {name}: the bundle's agent.yaml names {manifest.name}")
             record = {"deployed_at": time.time(), "manifest": manifest.model_dump(mode="json")}
             _write(stage_dir / "manifest.json", json.dumps(record, indent=1))
+            _write(stage_dir / "trial", "")
             (agent_dir / "versions").mkdir(mode=0o700, parents=True, exist_ok=True)
             self.workspace_dir(name).mkdir(mode=0o700, exist_ok=True)
             number = self._next_number(name)
             stage_dir.rename(agent_dir / "versions" / str(number))
             sync_directory(agent_dir / "versions")
+            reached("deploy-staged")
         except BaseException:
             beneath.remove(stage_dir)
             raise
@@ -133,6 +149,8 @@ class VersionStore:
             raise OrpheusError("not-found", f"{name} has no version {number}")
         _write(self._version_dir(name, number) / "served", "")
         _write(self._agent_dir(name) / "current", str(number))
+        (self._version_dir(name, number) / "trial").unlink(missing_ok=True)
+        sync_directory(self._version_dir(name, number))
         note = self._agent_dir(name) / "rolled-back"
         if rolled_back is not None:
             _write(note, json.dumps(rolled_back._asdict()))
@@ -272,6 +290,13 @@ class VersionStore:
         except FileNotFoundError:
             pass
 
+    def _settle(self, name: str, number: int) -> None:
+        """End the trial of a version whose deploy was killed: it had become current, or it goes."""
+        if self.current(name) == number:
+            self.set_current(name, number)
+        else:
+            self.discard(name, number)
+
     def _no_workspace(self, name: str, error: OSError) -> OrpheusError:
         if isinstance(error, FileNotFoundError):
             return OrpheusError("not-found", f"{name} has no workspace; it gets one with its first deploy")
@@ -304,6 +329,7 @@ def _write(path: Path, text: str) -> None:
         stream.write(text)
         stream.flush()
         os.fsync(fd)
+    reached("file-written")
     temporary.rename(path)
     sync_directory(path.parent)
 

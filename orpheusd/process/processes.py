@@ -26,6 +26,7 @@ from orpheusd.process.members import TemplateMember, WorkerMember
 from orpheusd.process.monitor import Monitor
 from orpheusd.process.records import Record, new_record
 from orpheusd.process.sandbox import Interpreter, Isolation, RuntimeLib
+from orpheusd.tasks import must_not_fail
 from orpheusd.wire.worker import PROTOCOL_VERSION, Message
 
 log = logging.getLogger(__name__)
@@ -42,13 +43,16 @@ DOORBELL = signal.SIGUSR1
 
 
 class Sinks(NamedTuple):
-    """Where things go that are heard: events of the core, and what belongs to runs."""
+    """Where things go that are heard: events of the core, and what belongs to runs.
+
+    `log` is also told whether the line was written past Python, so that the worker could not say whose it is.
+    """
 
     event: Callable[[ev.Event], None]
     adopted: Callable[[str, list[Session], list[Message]], None]
     ended: Callable[[str, Message], None]
     output: Callable[[str, Message], None]
-    log: Callable[[str, Message], None]
+    log: Callable[[str, Message, bool], None]
     note: Callable[[str, str], None]
 
 
@@ -96,6 +100,7 @@ class Processes:
         task = asyncio.get_running_loop().create_task(self._live(template, plan))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(must_not_fail)
 
     def stop_template(self, id: str) -> None:
         template = self._templates.get(id)
@@ -246,6 +251,7 @@ class Processes:
             if isinstance(known.process, AdoptedTemplate):
                 known.process.meet(channel.process.again())
             else:
+                channel.process.make_expendable()
                 channel.say("setup", {}, orjson.dumps(known.setup))
             return
         loop = asyncio.get_running_loop()
@@ -311,7 +317,7 @@ class Processes:
             if worker is None or worker.template.id != channel.owner:
                 return
         message.fields["text"] = message.fields["text"][:LOG_TEXT_LIMIT]
-        self._sinks.log(worker_id, message)
+        self._sinks.log(worker_id, message, worker_id != channel.owner)
 
     def _no_stranger(self, channel: Channel) -> None:
         template = self._templates.get(channel.home)

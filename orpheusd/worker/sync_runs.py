@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import os
 import select
+import signal
 import sys
 from collections.abc import Generator
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
@@ -49,6 +50,9 @@ class SyncRuns:
     def start(self) -> None:
         """Call the hooks of the start. Raises what they raise."""
         start(finish_alone)
+        self._umask = os.umask(0)
+        os.umask(self._umask)
+        self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
     def serve(self) -> None:
         """Until `stop`, or until no supervisor came for too long. Raises ChannelClosed and ProtocolViolation."""
@@ -123,7 +127,7 @@ class SyncRuns:
         self._channel.regain()
         fields, payload = run.ended(outcome)
         self._holdings.ended(fields, payload)
-        self._return_home()
+        self._come_home()
         with contextlib.suppress(ChannelClosed):  # it is held; the next read finds that out, and dials again
             self._channel.deliver("ended", fields, payload)
 
@@ -178,9 +182,14 @@ class SyncRuns:
                 generator.close()
                 raise
 
-    def _return_home(self) -> None:
-        """A relative path means the same in every run."""
+    def _come_home(self) -> None:
+        """A relative path and a new file's mode mean the same in every run, and the doorbell is heard in it.
+
+        What else a run changed of its process (modules, environment, locale, limits) is the memory it leaves.
+        """
         try:
             os.chdir(self._setup.code_dir)
         except OSError as error:
             print(f"cannot return to {self._setup.code_dir}: {error}", file=sys.stderr)
+        os.umask(self._umask)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)

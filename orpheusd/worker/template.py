@@ -27,6 +27,7 @@ from orpheusd.worker.children import Children, Death
 from orpheusd.worker.drains import Drains, Line, open_pipe
 from orpheusd.worker.inheritance import (
     become_subreaper,
+    forbid_cores,
     open_fds,
     reset_after_fork,
     silence_output,
@@ -95,6 +96,7 @@ class Template:
         self._poll = select.poll()
         self._drains = Drains(self._poll, self._say)
         become_subreaper()
+        forbid_cores()
         self._wakeup = _catch_signals()
         self._channel = dial(launch.socket, Role.TEMPLATE, launch.template_id, launch.nonce)
         self._setup_deadline = time.monotonic() + SETUP_LIMIT_S

@@ -284,3 +284,35 @@ def test_killed_at_any_moment_the_current_version_is_whole(store: VersionStore, 
         assert restarted.read_env("a", version.number) == {"KEY": "v" * 100}
         assert list((store.state_dir / "tmp").iterdir()) == []
         last = version.number
+
+
+def test_what_a_killed_deploy_left_on_trial_is_gone_at_the_next_start(store: VersionStore, tmp_path: Path) -> None:
+    # fault 78: it must not be there to be gone back to
+    deployed(store, tmp_path)
+    store.stage("a", bundle(tmp_path))
+    other = bundle(tmp_path, name="b")
+    store.stage("b", other)
+    assert store.versions("a") == [1, 2] and store.versions("b") == [1]
+    VersionStore(store.state_dir).prepare()
+    assert store.current("a") == 1 and store.versions("a") == [1]
+    assert store.versions("b") == [] and not store.workspace_dir("b").exists()
+    assert store.stage("a", bundle(tmp_path)).number == 3
+
+
+def test_a_version_whose_switch_was_interrupted_after_it_is_kept(store: VersionStore, tmp_path: Path) -> None:
+    # fault 78
+    mark = store.state_dir / "agents/a/versions" / str(deployed(store, tmp_path)) / "trial"
+    assert not mark.exists()
+    mark.touch()
+    VersionStore(store.state_dir).prepare()
+    assert store.versions("a") == [1] and not mark.exists()
+
+
+def test_a_trial_that_cannot_be_settled_stops_nothing(store: VersionStore, tmp_path: Path) -> None:
+    deployed(store, tmp_path)
+    (store.state_dir / "agents/a/current").write_text("no number")
+    store.stage("b", bundle(tmp_path, name="b"))
+    (store.state_dir / "agents/a/versions/1/trial").touch()
+    VersionStore(store.state_dir).prepare()
+    assert store.versions("b") == [] and store.versions("a") == [1]
+    assert "should hold a number" in store.list_agents().problems[0]

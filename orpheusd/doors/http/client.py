@@ -8,6 +8,7 @@ import asyncio
 import re
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, cast
 
 import orjson
@@ -65,6 +66,12 @@ class ControlClient(asyncio.Protocol):
         id = self._send(method, params, stream)
         stream.on_end = lambda: self._forget(id)
         return stream
+
+    async def catch_up(self, timeout_s: float) -> None:
+        """Returns when all that the daemon has said until now was heard, or after `timeout_s`."""
+        with suppress(OrpheusError, TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self.call("health", {})  # answers come in the order in which they are said
 
     def end_streams(self, error: OrpheusError) -> None:
         """End every stream with `error`; calls go on."""
