@@ -17,13 +17,14 @@ from orpheusd.core.pool import Policy
 from orpheusd.deploy.versions import VersionStore
 from orpheusd.deployments import Deployments
 from orpheusd.doors.control import ControlDoor
-from orpheusd.doors.front import FrontDoors, bind
+from orpheusd.doors.front import FrontDoors, bind, tag_of
 from orpheusd.doors.place import check_place
 from orpheusd.engine import Engine
 from orpheusd.errors import EXIT_FAULT, AlreadyRunning, OrpheusError
 from orpheusd.failpoints import reached
 from orpheusd.lag import LoopLag
 from orpheusd.logs import AgentLogs
+from orpheusd.process.child import kill_leftovers
 from orpheusd.process.sandbox import detect, find_interpreter, make_lib_dir
 from orpheusd.recorder import Recorder
 from orpheusd.remembered import Remembered
@@ -59,6 +60,8 @@ async def serve(config: Config) -> int:
     stop = StopSignals()
     with _lock(config.state_dir), _lock(config.runtime_dir):
         reached("daemon-locked")
+        # a door that has not noticed yet that its daemon was killed still holds the port
+        await kill_leftovers(tag_of(config.runtime_dir))
         daemon = Daemon(config)
         try:
             await daemon.open()
@@ -116,7 +119,8 @@ class Daemon:
         service = Service(config, self._isolation, self._engine, self._deployments, store, self._logs, self._recorder,
                           self._lag)
         self._control = ControlDoor(service, config.admin_group)
-        self._fronts = (FrontDoors(self._control, self._http, config.http_doors, config.grace_s)
+        self._fronts = (FrontDoors(self._control, self._http, config.http_doors, config.grace_s,
+                                   tag_of(config.runtime_dir))
                         if self._http is not None else None)
         self._monitor: asyncio.TimerHandle | None = None
 

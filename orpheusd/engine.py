@@ -23,25 +23,22 @@ from orpheusd.core.agent import Settings
 from orpheusd.core.invariants import check
 from orpheusd.core.pool import Policy
 from orpheusd.core.supervisor import Supervisor
-from orpheusd.operations import RESULT_LIMIT_BYTES
+from orpheusd.failpoints import reached
 from orpheusd.outcome import Outcome
-from orpheusd.process.causes import MESSAGE_LIMIT, TRACEBACK_LIMIT, TYPE_LIMIT
 from orpheusd.process.holdings import Session
 from orpheusd.process.lives import Plan
 from orpheusd.process.processes import Processes, Sinks
 from orpheusd.process.sandbox import Interpreter, Isolation, RuntimeLib
 from orpheusd.recorder import Recorder
 from orpheusd.remembered import Remembered
+from orpheusd.said import believable, is_json, read_error, sentence
 from orpheusd.why import Explanations
-from orpheusd.wire.worker import ENDED_STATES, Message
+from orpheusd.wire.worker import Message
 
 log = logging.getLogger(__name__)
 
 #: What a run is told that was not over when the daemon stopped.
 STOPPING = "cancelled while the daemon was stopping: the run was not over in time"
-
-#: What is kept of an error a worker tells: characters. A worker cuts by itself; a lying one is cut here.
-ERROR_LIMITS = {"type": TYPE_LIMIT, "message": MESSAGE_LIMIT, "traceback": TRACEBACK_LIMIT}
 
 
 class Pending(NamedTuple):
@@ -158,6 +155,7 @@ class Engine:
         self._recorder.accepted(
             event.run, event.agent, event.session, pending.source, pending.caller, pending.payload)
         self.pending[event.run] = pending
+        reached("run-accepted")
         self.feed(event)
 
     def load(self, agent: str, version: int, settings: Settings, sessions: tuple[ev.Seen, ...],
@@ -226,7 +224,9 @@ class Engine:
             "timeout_s": effect.timeout_s, "stream": pending.on_event is not None,
             "note": {"source": pending.source, "caller": pending.caller, "at": time.time()},
         }  # fmt: skip
+        reached("run-dispatching")
         self.processes.run(effect.worker, fields, pending.payload)
+        reached("run-dispatched")
         worker = self.supervisor.pool.workers[effect.worker]
         self._recorder.started(effect, worker)
         if effect.session is not None and effect.context in ("new", "lost"):
@@ -239,8 +239,8 @@ class Engine:
         error: dict[str, Any] = {}
         text = effect.message
         if effect.code and said:
-            error = _read_error(said)
-            text = _sentence(effect.code, error) or text
+            error = read_error(said)
+            text = sentence(effect.code, error) or text
         if effect.state == "cancelled" and self.supervisor.stopping:
             text = STOPPING
         outcome = Outcome(
@@ -253,11 +253,13 @@ class Engine:
             self._remembered.seen(effect.agent, effect.session, effect.turn)
         if pending is not None:
             pending.on_outcome(outcome)
+        reached("run-answered")
         if self.supervisor.stopping and not self.supervisor.runs:
             self.quiet.set()
 
     def _end_session(self, effect: ef.EndSession) -> None:
         self._remembered.ended(effect.agent, effect.session)
+        reached("session-ended")
         if effect.worker is not None:
             self.processes.end_session(effect.worker, effect.session, effect.reason)
 
@@ -293,7 +295,7 @@ class Engine:
         self.feed(ev.WorkerAdopted(worker_id, seen, found.runs))
 
     def _ended(self, worker_id: str, message: Message) -> None:
-        message = _believable(message)
+        message = believable(message)
         fields = message.fields
         run = self.supervisor.runs.get(fields["run_id"])
         if run is None or run.worker is None or run.worker.id != worker_id:
@@ -301,6 +303,7 @@ class Engine:
             self.processes.acknowledge(worker_id, [fields["run_id"]])
             return
         self._unacknowledged[run.id] = worker_id
+        reached("run-ended")
         if fields["dropped_bytes"]:
             self._tell_dropped(worker_id, fields["run_id"], fields["dropped_bytes"])
         self._ended_message = message
@@ -311,7 +314,7 @@ class Engine:
 
     def _output(self, worker_id: str, message: Message) -> None:
         pending = self._pending_on(worker_id, message.fields["run_id"])
-        if pending is not None and pending.on_event is not None and _is_json(message.payload):
+        if pending is not None and pending.on_event is not None and is_json(message.payload):
             data = orjson.Fragment(message.payload)
             pending.on_event("output", {"seq": message.fields["seq"], "data": data})
 
@@ -352,44 +355,3 @@ class Engine:
         if run is None or run.worker is None or run.worker.id != worker_id:
             return None
         return self.pending.get(run_id)
-
-
-def _believable(message: Message) -> Message:
-    """An `ended` that can be passed on: a worker is not trusted to send states that exist or JSON that is JSON."""
-    fields = message.fields
-    if fields["code"] not in ENDED_STATES.get(fields["state"], ()):
-        return _failed(message, "handler-failed", "the worker reported an end that does not exist")
-    if len(message.payload) > RESULT_LIMIT_BYTES and fields["state"] == "completed":
-        return _failed(message, "too-large", f"the result is over the limit of {RESULT_LIMIT_BYTES} bytes")
-    if not _is_json(message.payload):
-        return _failed(message, "unserialisable-result", "the result is not JSON that can be passed on")
-    return message
-
-
-def _failed(message: Message, code: str, text: str) -> Message:
-    fields = {**message.fields, "state": "failed", "code": code}
-    return Message(message.type, fields, orjson.dumps({"type": "", "message": text, "traceback": ""}))
-
-
-def _is_json(payload: bytes) -> bool:
-    try:
-        orjson.loads(payload)
-    except orjson.JSONDecodeError:
-        return False
-    return True
-
-
-def _read_error(payload: bytes) -> dict[str, Any]:
-    """The error a worker reported, reduced to the three texts it may have."""
-    error = orjson.loads(payload)
-    if not isinstance(error, dict):
-        return {}
-    return {name: error[name][:limit] for name, limit in ERROR_LIMITS.items() if isinstance(error.get(name), str)}
-
-
-def _sentence(code: str, error: dict[str, Any]) -> str:
-    """One line that says what went wrong, as the agent put it."""
-    message = str(error.get("message", ""))
-    if code == "handler-failed" and error.get("type"):
-        return f"{error['type']}: {message}" if message else str(error["type"])
-    return message

@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 from orpheusd.config import http_address
 from orpheusd.doors.control import ControlDoor
@@ -52,13 +53,19 @@ def bind(address: str) -> socket.socket:
     return sock
 
 
+def tag_of(runtime_dir: Path) -> str:
+    """What marks the doors of the daemon with this runtime directory."""
+    return f"ORPHEUS_DOOR_OF={runtime_dir}"
+
+
 class FrontDoors:
     """Invariant: while open, `count` doors run or wait to be restarted. A door that is told to go lets requests finish
     for `grace_s` seconds.
     """
 
-    def __init__(self, control: ControlDoor, sock: socket.socket, count: int, grace_s: float) -> None:
+    def __init__(self, control: ControlDoor, sock: socket.socket, count: int, grace_s: float, tag: str) -> None:
         self._control = control
+        self._tag = tag
         self._sock = sock
         self._count = count
         self._grace_s = grace_s
@@ -110,7 +117,7 @@ class FrontDoors:
             fds = (self._sock.fileno(), theirs.fileno())
             argv = [sys.executable, "-m", "orpheusd.doors.http", f"--listen-fd={fds[0]}", f"--control-fd={fds[1]}",
                     f"--limit=grace_s={self._grace_s}"]
-            child = Child(argv, fds)
+            child = Child(argv, fds, self._tag)
         self._children.add(child)
         try:
             ours.setblocking(False)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from orpheusd.failpoints import reached
 from orpheusd.process.adopted import AdoptedTemplate
 from orpheusd.process.causes import cause_of
 from orpheusd.process.channel import Listener, listen
@@ -95,6 +96,7 @@ class Lives:
             self._note(template.id, text)
 
         template.process = process = await launch_template(command, line, on_output)
+        reached("template-started")
         if template.kill_wanted:
             process.kill()
         status = await process.wait()
