@@ -110,6 +110,7 @@ class Daemon:
         self.env = env or {}
         self._log = self.directory / "orpheusd.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self._orphans: list[psutil.Process] = []
 
     @property
     def pid(self) -> int:
@@ -170,9 +171,16 @@ class Daemon:
     def crash(self) -> None:
         """SIGKILL to the daemon alone: what it started is left to the next one, which `start` starts."""
         assert self.process is not None, "the daemon is not running"
+        self._orphans = self.family()
         self.process.kill()
-        self.process.wait(STOP_TIMEOUT_S)
+        self.died()
+
+    def died(self) -> int:
+        """Wait for a daemon that ends by itself; what it started is left. Its exit code."""
+        assert self.process is not None, "the daemon is not running"
+        code = self.process.wait(STOP_TIMEOUT_S)
         self.process = None
+        return code
 
     def restart(self) -> Self:
         self.stop()
@@ -182,6 +190,7 @@ class Daemon:
         try:
             if self.process is not None:
                 self.stop()
+            self._bury(self._orphans)
         finally:
             shutil.rmtree(self.directory, ignore_errors=True)
 

@@ -33,14 +33,15 @@ class Adoption:
     """What is awaited of one agent's orphans.
 
     Invariant: `templates` are those that have not been heard, `workers` those of the others that have not;
-    `unfinished` are the runs that nobody has spoken for, `claims` the sessions that the disk gives to workers which
-    have not been heard.
+    `owed` are runs that are over, of which the end is still to be heard. `unfinished` are the runs that nobody has
+    spoken for, `claims` the sessions that the disk gives to workers which have not been heard.
     """
 
     def __init__(self, event: AgentLoaded, deadline: float) -> None:
         self.deadline = deadline
         self.templates = {orphan.template for orphan in event.orphans}
         self.workers: set[str] = set()
+        self.owed: set[str] = set()
         self.unfinished = {run.run: run for run in event.unfinished}
         self.claims: dict[str, list[str]] = {}
         for seen in event.sessions:
@@ -49,7 +50,7 @@ class Adoption:
 
     @property
     def complete(self) -> bool:
-        return not self.templates and not self.workers
+        return not self.templates and not self.workers and not self.owed
 
 
 class Adopter:
@@ -104,7 +105,7 @@ class Adopter:
             self._router.ended(agent, lost, now)
             self._router.resolve(agent, lost, RunState.CRASHED, "worker-crashed", _UNKNOWN_TO_WORKER, now)
         for seen in event.sessions:
-            over = sum(1 for run in event.runs if run.session == seen.id)
+            over = sum(1 for run in event.runs if run.session == seen.id and run.over)
             agent.sessions.settle(seen, worker, max(0, seen.turns - over), now)
         for id, unfinished in held.items():
             if adoption is not None:
@@ -117,6 +118,7 @@ class Adopter:
                 self._deadlines.arm(worker, run.deadline)
         if adoption is not None:
             adoption.workers.discard(worker.id)
+            adoption.owed.update(run.run for run in event.runs if run.over)
             adoption.claims.pop(worker.id, None)
         elif worker.outdated:
             self._versions.linger(agent, worker, now)
@@ -126,8 +128,14 @@ class Adopter:
     def gone(self, agent: "Agent", id: str) -> None:
         """A template or worker has exited: nobody need wait for it."""
         if agent.adoption is not None:
+            worker = self._workers.get(id)
             agent.adoption.templates.discard(id)
             agent.adoption.workers.discard(id)
+            agent.adoption.owed.difference_update(worker.runs if worker is not None else ())
+
+    def run_ended(self, agent: "Agent", run: Run) -> None:
+        if agent.adoption is not None:
+            agent.adoption.owed.discard(run.id)
 
     def over(self, agent: "Agent", now: float) -> None:
         """All were heard, or had their time: what nobody spoke for is settled, and the workers may take runs."""
@@ -146,18 +154,26 @@ class Adopter:
         for worker in agent.workers.values():
             worker.held_back = False
         self._versions.adopted(agent, now)
+        self._router.homes_known(agent, now)
         for worker in list(agent.workers.values()):
             self._router.freed(agent, worker, now)
 
     def _found(self, agent: "Agent", template: Template, id: str, now: float) -> Worker:
-        slot = Slot()
+        slot = self._place_for(agent, template)
         worker = Worker(id, template, slot, now)
         self._workers[id] = agent.workers[id] = slot.worker = worker
         worker.adopted = worker.held_back = True
         template.workers += 1
-        if template is agent.current and len(agent.slots) < agent.settings.max_workers:
-            agent.slots.append(slot)
         return worker
+
+    def _place_for(self, agent: "Agent", template: Template) -> Slot:
+        """A slot of the pool for one more worker of `template`, or one that is in no pool."""
+        slot = Slot()
+        if template is agent.current and agent.vacant:
+            slot = agent.vacant.pop()
+        elif template is agent.current and len(agent.slots) < agent.settings.max_workers:
+            agent.slots.append(slot)
+        return slot
 
     def _resume(self, agent: "Agent", worker: Worker, unfinished: Unfinished, now: float) -> None:
         """A run that was handed out before is on `worker` again, as far as the core is concerned."""

@@ -164,6 +164,8 @@ class Pool:
 
     def settle(self, agent: Agent, now: float) -> None:
         """Hold what is against what is wanted, and start or stop what differs."""
+        if agent.adoption is not None:
+            return  # what is there is not known yet
         if agent.given_up:
             self.versions.go_back(agent, now)
         elif agent.state is AgentState.ACTIVE and agent.current is not None:

@@ -140,6 +140,13 @@ class Router:
             self._unplace(agent, lane)
             self._place(agent, lane, now)
 
+    def homes_known(self, agent: "Agent", now: float) -> None:
+        """Sessions have homes that were not known when their runs began to wait; patience with these begins now."""
+        for lane in [lane for lane in agent.lanes.values() if not lane.parked]:
+            lane.patient_from = now
+            self._unplace(agent, lane)
+            self._place(agent, lane, now)
+
     def patience_over(self, lane: Lane, now: float) -> None:
         """A lane's wake-up: if its head still waits for its home, and has done so long enough, anyone may take it."""
         agent = lane.agent

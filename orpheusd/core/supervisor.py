@@ -141,6 +141,7 @@ class Supervisor:
             return None
         agent = self.agents[run.agent]
         self.router.ended(agent, run, now)
+        self.pool.adopter.run_ended(agent, run)
         if event.restored and run.context == "lost":
             run.context = "restored"
         if event.saved and run.session is not None and run.entry is not None:

@@ -243,6 +243,8 @@ class Processes:
         channel.met()
         if message.fields["protocol"] != PROTOCOL_VERSION:
             # what it says cannot be understood, and is not guessed at
+            if channel.process is not None:
+                channel.process.send_signal(signal.SIGKILL)
             channel.violated(f"it speaks protocol {message.fields['protocol']}, not {PROTOCOL_VERSION}")
             return
         if channel.process is None:
