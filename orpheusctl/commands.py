@@ -159,12 +159,14 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "runs", "run.list",
         "Lists runs from the run log, newest first: when, which agent and session, how each ended and how long it "
-        "took. --before takes the `seq` of the last row to get the next page.",
+        "took. --before takes the `seq` of the last row to get the next page. WHEN is RFC 3339 "
+        "(2026-01-31T12:00:00Z), seconds since 1970, or an age: 90s, 15m, 1h, 7d.",
         (NAME._replace(optional=True, help="only runs of this agent"),
          Argument("limit", "limit", ("-n", "--limit"), "N"), Argument("state", "state", ("--state",), "S"),
          Argument("session", "session", ("--session",), "ID"), Argument("source", "source", ("--source",), "DOOR"),
+         Argument("since", "since", ("--since",), "WHEN"), Argument("until", "until", ("--until",), "WHEN"),
          Argument("before", "before", ("--before",), "SEQ"), JSON),
-        (Example("orpheusctl runs my-agent -n 20 --state failed", ""),
+        (Example("orpheusctl runs my-agent -n 20 --state failed --since 1h", ""),
          Example("orpheusctl runs --session user-123 --json | jq -r '.runs[].context'", "warm"))),
     Command(
         "show", "run.show",

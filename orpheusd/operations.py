@@ -24,6 +24,9 @@ AGENT_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}", re.ASCII)
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}", re.ASCII)
 UPLOAD_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
+#: A moment as RFC 3339 writes it: with an offset, so that it is one moment everywhere.
+MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+
 #: The most a run's input may be as JSON, and a result; see docs/operations.md.
 INPUT_LIMIT_BYTES = 8 * 1024 * 1024
 RESULT_LIMIT_BYTES = 8 * 1024 * 1024
@@ -65,13 +68,17 @@ class Operation(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """A type of parameter: what JSON calls it, the rule beyond the type, and how to say the rule."""
+    """A type of parameter: what JSON calls it, the rule beyond the type, and how to say the rule.
+
+    `pattern` is for its texts, `minimum` and `maximum` for its numbers.
+    """
 
     types: tuple[type, ...]
     json_schema: dict[str, Any]
     says: str
     pattern: re.Pattern[str] | None = None
     minimum: float | None = None
+    maximum: float = math.nextafter(math.inf, 0.0)
 
 
 KINDS: dict[str, Kind] = {
@@ -87,6 +94,9 @@ KINDS: dict[str, Kind] = {
     "count": Kind((int,), {"type": "integer", "minimum": 0}, "a whole number, 0 or more", minimum=0),
     "seconds": Kind((int, float), {"type": "number", "exclusiveMinimum": 0}, "a number of seconds above 0",
                     minimum=1e-9),
+    "moment": Kind((int, float, str), {"anyOf": [{"type": "number"}, {"type": "string", "format": "date-time"}]},
+                   "a moment: RFC 3339 (`2026-01-31T12:00:00Z`), or seconds since 1970", MOMENT, minimum=0,
+                   maximum=2**40),
     "strings": Kind((dict,), {"type": "object", "additionalProperties": {"type": "string"}},
                     "an object of strings"),
     "json": Kind((object,), {}, "any JSON value"),
@@ -123,6 +133,8 @@ OPERATIONS: tuple[Operation, ...] = (
         Param("state", "string", "only runs in this state", required=False, choices=RUN_STATES),
         _SESSION._replace(name="session", required=False, help="only runs of this session"),
         Param("source", "string", "only runs that came through this door", required=False, choices=SOURCES),
+        Param("since", "moment", "only runs that were accepted then or later", required=False),
+        Param("until", "moment", "only runs that were accepted before then", required=False),
         Param("before", "count", "only runs before the one with this `seq`: the next page", required=False),
         _LIMIT._replace(help="at most this many rows, up to 1000"),
     ), ("GET", "/v1/execlog"), "runs"),
@@ -208,8 +220,8 @@ def _check_value(operation: Operation, param: Param, value: Any) -> None:
     kind = KINDS[param.kind]
     right = (
         (type(value) in kind.types or kind.types == (object,))
-        and (kind.pattern is None or kind.pattern.fullmatch(value) is not None)
-        and (kind.minimum is None or kind.minimum <= value < math.inf)
+        and (kind.pattern is None or not isinstance(value, str) or kind.pattern.fullmatch(value) is not None)
+        and (kind.minimum is None or isinstance(value, str) or kind.minimum <= value <= kind.maximum)
         and (param.kind != "strings" or all(isinstance(item, str) for item in value.values()))
     )
     if not right:

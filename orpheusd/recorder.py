@@ -77,7 +77,7 @@ class Recorder:
             log.error("the run log could not be written to its end within %g s", timeout_s)
 
     def _settle_unfinished(self) -> None:
-        for run in self._log.unfinished():
+        for run in [left.run for left in self._log.unfinished()]:
             self._log.ended(Ended(run.run_id, "crashed", "worker-crashed", time.time(), 0,
                                   error_message=_ORPHANED.format(state=run.state)))
 
@@ -96,6 +96,8 @@ def _row(run: Run) -> dict[str, Any]:
 
 def _detail(detail: RunDetail) -> dict[str, Any]:
     return {**_row(detail.run), "traceback": detail.traceback, "damaged": detail.damaged,
+            "idempotency_key": detail.idempotency_key,
+            "black_box": None if detail.black_box is None else orjson.Fragment(detail.black_box),
             "input": _json(detail.input, detail.run.input_truncated),
             "result": _json(detail.result, detail.run.result_truncated)}  # fmt: skip
 

@@ -11,6 +11,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Coroutine
+from datetime import datetime
 from functools import partial
 from typing import Any, Protocol
 
@@ -108,8 +109,8 @@ class Service:
 
     def run_list(self, call: Call, params: Params) -> Later:
         return self._run_list(RunQuery(
-            params["agent"], params["state"], params["session"], params["source"], before_seq=params["before"],
-            limit=params["limit"]))
+            params["agent"], params["state"], params["session"], params["source"], _moment(params["since"]),
+            _moment(params["until"]), params["before"], params["limit"]))
 
     def run_why(self, call: Call, params: Params) -> dict[str, Any]:
         return self._engine.explanations.of(params["run_id"])
@@ -283,6 +284,16 @@ class Service:
 
     def _uptime_s(self) -> float:
         return round(time.monotonic() - self._started_at, 3)
+
+
+def _moment(stated: float | str | None) -> float | None:
+    """A parameter of the kind `moment`, in seconds since 1970."""
+    if not isinstance(stated, str):
+        return stated
+    try:
+        return datetime.fromisoformat(stated).timestamp()
+    except ValueError as error:
+        raise OrpheusError("invalid-request", f"there is no moment {stated}: {error}") from None
 
 
 def new_run_id() -> str:

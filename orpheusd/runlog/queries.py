@@ -28,9 +28,10 @@ _STEPS_BETWEEN_LOOKS = 20_000
 
 
 class RunQuery(NamedTuple):
-    """Which runs to list, newest first. All filters must hold; times are wall-clock seconds of `queued_at`.
+    """Which runs to list, newest first. All filters must hold.
 
-    `before_seq` is the `seq` of the last row of the page before.
+    `since` (included) and `until` (not included) are wall-clock seconds of `queued_at`; `before_seq` is the `seq` of
+    the last row of the page before.
     """
 
     agent: str | None = None
@@ -38,7 +39,7 @@ class RunQuery(NamedTuple):
     session_id: str | None = None
     source: str | None = None
     since: float | None = None
-    before: float | None = None
+    until: float | None = None
     before_seq: int | None = None
     limit: int = 100
 
@@ -119,7 +120,7 @@ def _terms(query: RunQuery) -> tuple[list[str], list[Any]]:
         if query.state != "completed":
             # Said aloud, so that SQLite may use the index that has only these.
             terms.append("state <> 'completed'")
-    for term, moment in (("queued_at >= ?", query.since), ("queued_at < ?", query.before)):
+    for term, moment in (("queued_at >= ?", query.since), ("queued_at < ?", query.until)):
         if moment is not None:
             terms.append(term)
             values.append(max(-(2**63), min(2**63 - 1, int(moment * 1_000_000))))

@@ -5,6 +5,7 @@ collected; the daemon checks them, so that both doors refuse the same things in 
 """
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl
@@ -30,6 +31,8 @@ QUERY_FIELDS = 20
 
 #: How a parameter is called in `orpheusctl --help`.
 _METAVARS = {"agent": "NAME", "session": "ID", "run": "RUN", "upload": "PATH"}
+
+_DECIMAL = re.compile(r"\d{1,15}(\.\d{1,9})?", re.ASCII)
 
 _PROMETHEUS = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -161,4 +164,6 @@ def _typed(kind: str, text: str) -> Any:
         return int(text)
     if kind == "boolean" and text in ("true", "false"):
         return text == "true"
+    if kind in ("moment", "seconds") and _DECIMAL.fullmatch(text):
+        return float(text)
     return text

@@ -64,7 +64,8 @@ RESULTS: dict[str, Schema] = {
     "run.cancel": record(run_id=STRING, cancelled=BOOLEAN),
     "run.list": record(runs=array(_LOGGED)),
     "run.show": {"allOf": [_LOGGED, record(
-        traceback=optional(STRING), damaged=BOOLEAN, input=ANY, result=ANY)]},
+        traceback=optional(STRING), damaged=BOOLEAN, idempotency_key=optional(STRING), black_box=ANY, input=ANY,
+        result=ANY)]},
     "run.why": record(
         run_id=STRING, state=STRING, worker_id=optional(STRING), session_id=optional(STRING),
         context=optional(STRING), affinity=STRING, overlap=STRING, waited_ms=NUMBER, open_workers=COUNT,
