@@ -26,6 +26,7 @@ from orpheusd.process.sandbox import detect, find_interpreter, make_lib_dir
 from orpheusd.recorder import Recorder
 from orpheusd.remembered import Remembered
 from orpheusd.runlog.settings import Settings
+from orpheusd.runs import Runs
 from orpheusd.service import Service
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,9 @@ class Daemon:
             self._recorder, self._remembered, self._log_line, lambda who, text: log.warning("%s: %s", who, text),
             config.debug)  # fmt: skip
         self._deployments = Deployments(store, self._engine, config, self._isolation, self._remembered)
-        service = Service(config, self._isolation, self._engine, self._deployments, store, self._logs, self._recorder)
+        self._runs = Runs(self._engine, self._recorder)
+        service = Service(config, self._isolation, self._engine, self._deployments, store, self._logs, self._recorder,
+                          self._runs)
         self._control = ControlDoor(service, config.admin_group)
         self._fronts = FrontDoors(self._control, self._http, config.http_doors) if self._http is not None else None
         self._monitor: asyncio.TimerHandle | None = None
@@ -90,6 +93,8 @@ class Daemon:
             log.warning("agents run without walls: %s", self._isolation.reason)
         for problem in self._deployments.load_all():
             log.error("%s", problem)
+        # before anybody can ask for more: those who were accepted first are first
+        self._runs.queue_again()
         await self._control.open(config.control_socket)
         if self._fronts is not None:
             self._fronts.open()
@@ -109,6 +114,8 @@ class Daemon:
         except TimeoutError:
             log.error("some processes did not leave in time; they are killed")
             await self._engine.processes.kill_all(config.grace_s)
+        if not await self._engine.ends.quiet(config.grace_s):
+            log.error("some callers were not told how their runs ended: the disk does not keep up")
         if self._fronts is not None:
             await self._fronts.close(config.grace_s)
         await self._control.close(config.grace_s)

@@ -12,22 +12,26 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
 
+from orpheusd.commits import Commits
 from orpheusd.core import effects as ef
 from orpheusd.core import events as ev
 from orpheusd.core.invariants import check
 from orpheusd.core.pool import Policy
 from orpheusd.core.supervisor import Supervisor
+from orpheusd.detached import WriteAhead, never_began, options_of
+from orpheusd.errors import OrpheusError
 from orpheusd.operations import RESULT_LIMIT_BYTES
 from orpheusd.outcome import Outcome
 from orpheusd.process.causes import MESSAGE_LIMIT, TRACEBACK_LIMIT, TYPE_LIMIT
 from orpheusd.process.processes import Plan, Processes, Sinks
 from orpheusd.process.sandbox import Interpreter, Isolation, RuntimeLib
-from orpheusd.recorder import Recorder
+from orpheusd.recorder import Key, Recorder
 from orpheusd.remembered import Remembered
 from orpheusd.why import Explanations
 from orpheusd.wire.worker import ENDED_STATES, Message
@@ -41,7 +45,7 @@ ERROR_LIMITS = {"type": TYPE_LIMIT, "message": MESSAGE_LIMIT, "traceback": TRACE
 class Pending(NamedTuple):
     """A run whose caller waits: its input, and what to call with pieces of output and with the outcome.
 
-    `source` is the door it came through, `caller` who sent it, for the run log.
+    `source` is the door it came through, `caller` who sent it, for the run log. `detached`: nobody waits for its end.
     """
 
     payload: bytes
@@ -49,6 +53,8 @@ class Pending(NamedTuple):
     caller: str
     on_outcome: Callable[[Outcome], None]
     on_event: Callable[[str, dict[str, Any]], None] | None
+    detached: bool = False
+    key: Key | None = None
 
 
 class Verdict(NamedTuple):
@@ -58,7 +64,10 @@ class Verdict(NamedTuple):
 
 
 class Engine:
-    """Invariant: `pending` has exactly the runs that were accepted and are not resolved."""
+    """Invariant: `pending` has exactly the runs that were accepted and are not resolved.
+
+    `ends` and `acceptances` hold what waits for the log to have a run's end, and a detached run's `queued` row.
+    """
 
     def __init__(
         self,
@@ -77,13 +86,16 @@ class Engine:
         self.supervisor = Supervisor(boot_id, policy, random.random)
         self.processes = Processes(
             runtime_dir, isolation, interpreter, lib,
-            Sinks(self.feed, self._ended, self._output, self._log, on_note))
+            Sinks(self._happened, self._ended, self._output, self._log, on_note))
         self.plans: dict[tuple[str, int], Plan] = {}
         self.pending: dict[str, Pending] = {}
         self.stopped = asyncio.Event()
         self.explanations = Explanations()
+        self.ends, self.acceptances = Commits(), Commits()
+        self._write_ahead = WriteAhead(self.processes.run)
         self._loop = asyncio.get_running_loop()
         self._recorder = recorder
+        recorder.listen(self._loop, self)
         self._remembered = remembered
         self._on_log = on_log
         self._debug = debug
@@ -102,7 +114,7 @@ class Engine:
             ef.ForkWorker: lambda effect: self.processes.fork(effect.template, effect.worker),
             ef.StopWorker: lambda effect: self.processes.stop(effect.worker),
             ef.KillWorker: lambda effect: self.processes.kill(effect.worker),
-            ef.CancelRun: lambda effect: self.processes.cancel(effect.worker, effect.run, effect.reason),
+            ef.CancelRun: self._cancel,
             ef.EndSession: self._end_session,
             ef.VersionPromoted: self._promoted,
             ef.VersionRefused: self._refused,
@@ -137,10 +149,18 @@ class Engine:
     def start_run(self, event: ev.RunRequested, pending: Pending) -> None:
         """Accept a run. Its outcome comes through `pending.on_outcome`, perhaps before this returns.
 
-        Raises OrpheusError(overloaded) when the run log takes nothing.
+        Raises OrpheusError: `overloaded` when the run log takes nothing, `draining` for a detached run while the
+        daemon stops: the next one would execute it, whatever its caller was told.
         """
+        if pending.detached and self.supervisor.stopping:
+            raise OrpheusError("draining", "the daemon is stopping; try again when it is back")
         self._recorder.accepted(
-            event.run, event.agent, event.session, pending.source, pending.caller, pending.payload)
+            event.run, event.agent, event.session, pending.source, pending.caller, pending.payload,
+            options_of(event) if pending.detached else None, pending.key)
+        self.start_again(event, pending)
+
+    def start_again(self, event: ev.RunRequested, pending: Pending) -> None:
+        """Queue a run that is in the log already."""
         self.pending[event.run] = pending
         self.feed(event)
 
@@ -178,14 +198,24 @@ class Engine:
             "run_id": effect.run, "session_id": effect.session, "context": effect.context, "turn": effect.turn,
             "timeout_s": effect.timeout_s, "stream": pending.on_event is not None,
         }  # fmt: skip
-        self.processes.run(effect.worker, fields, pending.payload)
+        hand_over = self._write_ahead.dispatch if pending.detached else self.processes.run
+        hand_over(effect.worker, fields, pending.payload)
         worker = self.supervisor.pool.workers[effect.worker]
-        self._recorder.started(effect, worker)
+        self._recorder.started(effect, worker, pending.detached)
         if effect.context == "new" and effect.session is not None:
             self._remembered.begun(worker.agent, effect.session)
 
+    def _cancel(self, effect: ef.CancelRun) -> None:
+        if self._write_ahead.withdraw(effect.run):
+            self._loop.call_soon(self._ended, effect.worker, never_began(effect.run, effect.reason))
+        else:
+            self.processes.cancel(effect.worker, effect.run, effect.reason)
+
     def _resolve(self, effect: ef.Resolve) -> None:
         pending = self.pending.pop(effect.run, None)
+        if pending is not None and pending.detached and self._left_for_later(effect):
+            self.ends.never(effect.run)
+            return
         message = self._ended_message
         said = message.payload if message is not None and message.fields["run_id"] == effect.run else b""
         error: dict[str, Any] = {}
@@ -196,12 +226,19 @@ class Engine:
         outcome = Outcome(
             effect.run, effect.state, effect.code, text, b"" if effect.code else said, error, effect.worker,
             effect.session, effect.context, effect.turn, round(effect.duration_s * 1000, 3), effect.cause, effect.why)
-        self._recorder.ended(outcome)
+        self._recorder.ended(outcome, pending is not None and (pending.detached or pending.key is not None))
         self.explanations.keep(outcome)
         if effect.session is not None and effect.context is not None:
             self._remembered.seen(effect.agent, effect.session, effect.turn)
-        if pending is not None:
+        if pending is not None and self._recorder.replies_wait and not pending.detached:
+            self.ends.when(effect.run, partial(_reply, pending, outcome))
+        elif pending is not None:
             pending.on_outcome(outcome)
+
+    def _left_for_later(self, effect: ef.Resolve) -> bool:
+        """Whether a detached run that is over here stays `queued` in the log: the next daemon will execute it."""
+        begun = self._write_ahead.ended(effect.run)
+        return self.supervisor.stopping and effect.code == "draining" and not begun
 
     def _end_session(self, effect: ef.EndSession) -> None:
         self._remembered.ended(effect.agent, effect.session)
@@ -221,7 +258,29 @@ class Engine:
         if future is not None and not future.done():
             future.set_result(Verdict(error))
 
+    # What the log tells
+
+    def committed(self, run_ids: list[str]) -> None:
+        """The disk has the ends of these runs."""
+        self.ends.committed(run_ids)
+
+    def queued_written(self, run_ids: list[str]) -> None:
+        self.acceptances.committed(run_ids)
+
+    def started_written(self, run_ids: list[str]) -> None:
+        self._write_ahead.written(run_ids)
+
+    def log_failed(self) -> None:
+        self.ends.failed()
+        self.acceptances.failed()
+
     # What workers say
+
+    def _happened(self, event: ev.Event) -> None:
+        if isinstance(event, ev.WorkerExited):
+            unread = self._write_ahead.unread(event.worker)
+            event = event._replace(undelivered=event.undelivered | unread)
+        self.feed(event)
 
     def _ended(self, worker_id: str, message: Message) -> None:
         message = _believable(message)
@@ -277,6 +336,14 @@ class Engine:
         if run is None or run.worker is None or run.worker.id != worker_id:
             return None
         return self.pending.get(run_id)
+
+
+def _reply(pending: Pending, outcome: Outcome, committed: bool) -> None:
+    """Tell the outcome to a caller who was promised that the disk has it."""
+    if not committed:
+        outcome = outcome._replace(code="internal", message=f"the run is over ({outcome.state}), and that cannot be "
+                                   "recorded: the run log has failed, see `orpheusctl status`", error={})
+    pending.on_outcome(outcome)
 
 
 def _believable(message: Message) -> Message:

@@ -90,7 +90,10 @@ class WorkerExited(NamedTuple):
 
 
 class RunRequested(NamedTuple):
-    """A caller wants the handler executed. None means: the agent's own setting."""
+    """A caller wants the handler executed. None means: the agent's own setting.
+
+    `readmitted`: an earlier daemon accepted it, so that no limit of a queue refuses it now.
+    """
 
     run: str
     agent: str
@@ -99,6 +102,7 @@ class RunRequested(NamedTuple):
     overlap: str | None = None
     require_warm: bool = False
     timeout_s: float | None = None
+    readmitted: bool = False
 
 
 class RunEnded(NamedTuple):

@@ -76,14 +76,16 @@ class RunLog:
                     input=stored[: self.settings.input_limit_bytes] if self.settings.capture else None,
                     input_bytes=row.input_bytes if row.input_bytes is not None else len(stored))
                 stored = row.input
-            self._handover.put(row, len(stored) if stored is not None else 0)
+            self._handover.put(row, len(stored) if stored is not None else 0, row.detached)
         else:
-            self._handover.put(row, 0)
+            self._handover.put(row, 0, row.detached)
         return True
 
-    def started(self, row: Started) -> None:
-        """The run was handed to a worker. Always taken: only accepted runs start."""
-        self._put(row, 0)
+    def started(self, row: Started, urgent: bool = False) -> None:
+        """The run was handed to a worker, or will be once this is written (`urgent`). Always taken: only accepted runs
+        start.
+        """
+        self._put(row, 0, urgent)
 
     def ended(self, row: Ended) -> None:
         """The run is over. Always taken, and safe to say again: the first end stands, and is acknowledged again."""
@@ -132,9 +134,9 @@ class RunLog:
             self._handover.close()
         return flushed
 
-    def _put(self, row: Started | Ended, size_bytes: int) -> None:
+    def _put(self, row: Started | Ended, size_bytes: int, urgent: bool = False) -> None:
         if self._closed or self._writer.state is State.FAILED:
             # Nobody writes any more; the workers still hold what they were not acknowledged.
             self._dropped += 1
             return
-        self._handover.put(row, size_bytes)
+        self._handover.put(row, size_bytes, urgent)

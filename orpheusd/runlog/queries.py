@@ -9,7 +9,7 @@ would release the writer's locks.)
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,8 @@ ROWS_LIMIT = 1000
 DEADLINE_S = 5.0
 #: SQLite looks at the clock each time it has done this much: about a millisecond.
 _STEPS_BETWEEN_LOOKS = 20_000
+#: Inputs that one question fetches: at their largest (8 MiB) they are read within its deadline.
+_INPUTS_AT_A_TIME = 50
 
 
 class RunQuery(NamedTuple):
@@ -67,6 +69,26 @@ class RunQueries:
             row = connection.execute(
                 f"SELECT {', '.join(COLUMNS)} FROM runs WHERE run_id = ?", (_text(run_id),)).fetchone()
         return None if row is None else detail_of(row)
+
+    def asked(self, agent: str, idempotency_key: str, since: float) -> RunDetail | None:
+        """The newest run that was executed under this key, accepted at `since` (wall-clock seconds) or later."""
+        with self._reading() as connection:
+            row = connection.execute(
+                f"SELECT {', '.join(COLUMNS)} FROM runs WHERE agent = ? AND idempotency_key = ?"
+                " AND started_at IS NOT NULL AND queued_at >= ? ORDER BY seq DESC LIMIT 1",
+                (_text(agent), _text(idempotency_key), int(since * 1_000_000))).fetchone()
+        return None if row is None else detail_of(row)
+
+    def inputs(self, run_ids: Sequence[str]) -> dict[str, bytes]:
+        """The inputs of these runs, as far as the log has them."""
+        found: dict[str, bytes] = {}
+        for start in range(0, len(run_ids), _INPUTS_AT_A_TIME):
+            some = run_ids[start : start + _INPUTS_AT_A_TIME]
+            places = ", ".join("?" * len(some))
+            with self._reading() as connection:
+                found.update(connection.execute(
+                    f"SELECT run_id, input FROM runs WHERE run_id IN ({places}) AND input IS NOT NULL", some))
+        return found
 
     def counts(self, agent: str | None = None) -> dict[str, dict[str, int]]:
         """Runs in the log by agent and state. States that no run is in are left out."""

@@ -28,7 +28,8 @@ class ForeignWriter(Exception):
 class Written(NamedTuple):
     """What a commit did. `ended`: runs whose end is in the log now, repeats included.
 
-    Of detached runs: `detached` are those that are queued there since, `started` those that have started there.
+    `detached` are the runs queued there since whose callers may wait for that (detached ones, and those with a key),
+    `started` the detached ones that have started there.
     """
 
     ended: list[str]
@@ -167,7 +168,7 @@ class Store:
             else:
                 next_seq += 1
                 added_rows += 1
-            if story.queued is not None and story.queued.detached:
+            if story.queued is not None and story.queued.whole:
                 detached.append(run_id)
             if story.started is not None and row[_DETACHED]:
                 started.append(run_id)
