@@ -33,7 +33,10 @@ class Claim:
     def bind(self, bound: Bound) -> None:
         self._bound.set_result(bound)
 
-    def refuse(self, error: OrpheusError) -> None:
+    def refuse(self, error: BaseException) -> None:
+        if not isinstance(error, OrpheusError):
+            error = OrpheusError("internal", "the request that came first under this idempotency key failed inside "
+                                             "the daemon; ask again")
         self._bound.set_exception(error)
         # nobody may be waiting, and an exception that nobody looked at is a fault
         self._bound.exception()
@@ -63,6 +66,5 @@ class Keys:
 
 def fingerprint(event: RunRequested, input: Any) -> str:
     """Of what is asked: the same for the same agent, session, options and input, whatever order its keys are in."""
-    options = event._replace(run="", readmitted=False)
-    asked = orjson.dumps([options, input], option=orjson.OPT_SORT_KEYS)
-    return hashlib.sha256(asked).hexdigest()
+    asked = [event.agent, event.session, event.affinity, event.overlap, event.require_warm, event.timeout_s, input]
+    return hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()

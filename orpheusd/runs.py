@@ -142,7 +142,8 @@ class Runs:
                 if earlier is None:
                     self._start(call, event, payload, manner, key, claim)
                     return
-            except OrpheusError as error:
+            except BaseException as error:
+                # nobody may wait for a run that was not begun
                 self._keys.release(event.agent, key.name, claim)
                 claim.refuse(error)
                 raise
