@@ -36,6 +36,10 @@ def _list(answer: Result, arguments: Namespace, output: Output) -> None:
         output.note("no agents yet: deploy one with `orpheusctl deploy PATH`")
         return
     output.table(_AGENT_COLUMNS, agents)
+    for agent in agents:
+        if rolled_back := agent.get("rolled_back"):
+            output.note(f"{agent['name']}: version {rolled_back['version']} kept losing its workers and was rolled "
+                        f"back {iso(rolled_back['at'])}: {rolled_back['reason']}")
 
 
 def _sessions(answer: Result, arguments: Namespace, output: Output) -> None:
@@ -82,6 +86,10 @@ def _restart(answer: Result, _: Namespace, output: Output) -> None:
     output.line(f"restarted {answer['name']} (version {answer['version']})")
 
 
+def _rollback(answer: Result, _: Namespace, output: Output) -> None:
+    output.line(f"rolled {answer['name']} back from version {answer['from']} to {answer['version']}")
+
+
 def _session_end(answer: Result, _: Namespace, output: Output) -> None:
     output.line(f"ended {answer['id']}")
 
@@ -109,6 +117,7 @@ _SHOW = {
     "cancel": _cancel,
     "undeploy": _undeploy,
     "restart": _restart,
+    "rollback": _rollback,
     "session show": _facts,
     "session end": _session_end,
     "stats": _facts,

@@ -219,6 +219,16 @@ COMMANDS: tuple[Command, ...] = (
         (NAME, JSON), (Example("orpheusctl restart my-agent", "restarted my-agent (version 3)"),),
         ("not-found", "conflict")),
     Command(
+        "rollback", "rollback",
+        "Makes an older version the current one again, as a deploy of it would: it serves when a worker of it has "
+        "started, and if none starts nothing changes. Workspace and saved session state stay as they are. The five "
+        "newest versions that have served are kept beside the current one. `orpheusctl list NAME` shows when one was "
+        "rolled back by itself, because its workers kept dying in its first minute.",
+        (NAME, Argument("version", "version", metavar="VERSION", optional=True), JSON),
+        (Example("orpheusctl rollback my-agent", "rolled my-agent back from version 3 to 2"),
+         Example("orpheusctl rollback my-agent 1", "rolled my-agent back from version 2 to 1")),
+        ("not-found", "conflict", "handler-failed")),
+    Command(
         "sessions", "session.list",
         "Shows the agent's sessions: id, home (the worker that holds its memory), runs finished, running and "
         "waiting, and for how long it has been idle.",

@@ -1,16 +1,20 @@
 """`orpheusd`: reads the command line, sets up logging, and runs the daemon in the foreground."""
 
 import argparse
+import asyncio
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import orpheusd
+from orpheusd import failpoints
 from orpheusd.config import ISOLATIONS, LOG_FORMATS, LOG_LEVELS, Config, load
-from orpheusd.errors import OrpheusError
+from orpheusd.errors import EXIT_FAULT, CannotStart, OrpheusError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,19 +26,30 @@ def main(argv: Sequence[str] | None = None) -> int:
                   f"http {config.http or 'off'}, isolation {config.isolation}")
             return 0
         _set_up_logging(config)
-        return _run(config)
+        failpoints.arm(config.failpoints)
+        _run(config)
     except OrpheusError as error:
         print(f"orpheusd: {error.message}", file=sys.stderr)
-        return error.outcome.exit_code
+        return error.exit_code if isinstance(error, CannotStart) else error.outcome.exit_code
 
 
-def _run(config: Config) -> int:
+def _run(config: Config) -> NoReturn:
     # here, so that --help and --check stay quick
     import uvloop  # noqa: PLC0415
 
     from orpheusd.daemon import serve  # noqa: PLC0415
 
-    return uvloop.run(serve(config))
+    try:
+        code = asyncio.Runner(loop_factory=uvloop.new_event_loop).run(serve(config))
+    except OrpheusError:
+        raise
+    except Exception:
+        logging.getLogger("orpheusd").critical("ending because of a fault", exc_info=True)
+        code = EXIT_FAULT
+    # What can be closed is closed. What a thread still does it does for a caller who is gone; to end in order would be
+    # to wait for it, however long it takes.
+    logging.shutdown()
+    os._exit(code)
 
 
 def _parser() -> argparse.ArgumentParser:

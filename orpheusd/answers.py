@@ -3,6 +3,7 @@
 It knows how to say things through a call, and nothing of how runs come about.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -76,6 +77,8 @@ def answer_run(call: Call, outcome: Outcome) -> None:
     if not outcome.code:
         call.answer({**facts, "result": orjson.Fragment(outcome.result)})
         return
+    if outcome.retry_in_s:
+        facts["retry_after_s"] = math.ceil(outcome.retry_in_s)
     error_type, traceback = outcome.error.get("type"), outcome.error.get("traceback")
     if error_type is not None or traceback is not None:
         facts.update(error_type=error_type, traceback=traceback)

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from orpheusd import failpoints
 from orpheusd.errors import OrpheusError
+from orpheusd.failpoints import Trap
 
 DEFAULT_FILE = Path("/etc/orpheus/orpheusd.toml")
 ISOLATIONS = ("auto", "bwrap", "none")
@@ -24,7 +26,10 @@ DURABILITIES = ("os", "disk")
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Every setting of one daemon. Durations are seconds. `build_environ` is what pip may see of our environment."""
+    """Every setting of one daemon. Durations are seconds. `build_environ` is what pip may see of our environment.
+
+    `failpoints` come from ORPHEUS_FAILPOINTS alone: no file that is left lying about can arm one.
+    """
 
     state_dir: Path
     runtime_dir: Path
@@ -39,8 +44,10 @@ class Config:
     start_timeout_s: float = 30.0
     grace_s: float = 2.0
     stop_timeout_s: float = 10.0
+    orphan_ttl_s: float = 60.0
     build_timeout_s: float = 900.0
     build_environ: Mapping[str, str] = field(default_factory=dict)
+    failpoints: Mapping[str, Trap] = field(default_factory=dict)
 
     @property
     def control_socket(self) -> Path:
@@ -70,6 +77,7 @@ _TEXT: dict[str, Any] = {
     "start_timeout_s": float,
     "grace_s": float,
     "stop_timeout_s": float,
+    "orphan_ttl_s": float,
     "build_timeout_s": float,
 }
 
@@ -81,7 +89,7 @@ _SECONDS = (float, int)
 _KINDS: dict[str, tuple[type, ...]] = {
     "state_dir": (type(Path()),), "runtime_dir": (type(Path()),), "http": (str, type(None)), "http_doors": (int,),
     "debug": (bool,), "admin_group": (str,), "start_timeout_s": _SECONDS, "grace_s": _SECONDS,
-    "stop_timeout_s": _SECONDS, "build_timeout_s": _SECONDS,
+    "stop_timeout_s": _SECONDS, "orphan_ttl_s": _SECONDS, "build_timeout_s": _SECONDS,
 }  # fmt: skip
 _CHOICES = {
     "isolation": ISOLATIONS, "log_level": LOG_LEVELS, "log_format": LOG_FORMATS, "durability": DURABILITIES}
@@ -99,6 +107,7 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> 
     environ = os.environ if environ is None else environ
     settings: dict[str, Any] = {"state_dir": _state_dir(environ), "runtime_dir": _runtime_dir(environ)}
     settings["build_environ"] = {name: value for name, value in environ.items() if _BUILD_VARIABLES.fullmatch(name)}
+    settings["failpoints"] = _failpoints(environ)
     settings.update(_from_file(flags.get("config")))
     settings.update(_from_environ(environ))
     settings.update({name: value for name, value in flags.items() if name in _TEXT and value is not None})
@@ -155,6 +164,13 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
     return settings
 
 
+def _failpoints(environ: Mapping[str, str]) -> dict[str, Trap]:
+    try:
+        return failpoints.parse(environ.get("ORPHEUS_FAILPOINTS", ""))
+    except ValueError as error:
+        raise OrpheusError("invalid-request", f"ORPHEUS_FAILPOINTS: {error}") from error
+
+
 def _checked(settings: dict[str, Any]) -> Config:
     for name, value in settings.items():
         kinds = _KINDS.get(name)
@@ -168,12 +184,13 @@ def _checked(settings: dict[str, Any]) -> Config:
     if settings.get("http") is not None and "http" in settings:
         http_address(settings["http"])
     config = Config(**settings)
-    for name in ("start_timeout_s", "grace_s", "stop_timeout_s", "build_timeout_s"):
+    for name in ("start_timeout_s", "grace_s", "stop_timeout_s", "orphan_ttl_s", "build_timeout_s"):
         if not 0 < getattr(config, name) < math.inf:
             raise OrpheusError("invalid-request", f"{name} must be a number of seconds above 0")
     if not 1 <= config.http_doors <= DOORS_LIMIT:
         raise OrpheusError("invalid-request", f"http_doors must be from 1 to {DOORS_LIMIT}, not {config.http_doors}")
-    return replace(config, state_dir=config.state_dir.absolute(), runtime_dir=config.runtime_dir.absolute())
+    return replace(config, state_dir=config.state_dir.absolute(), runtime_dir=config.runtime_dir.absolute(),
+                   orphan_ttl_s=float(config.orphan_ttl_s))
 
 
 def http_address(text: str) -> tuple[str, int]:

@@ -6,22 +6,25 @@ import logging
 import os
 import resource
 import secrets
-import shutil
 import signal
 import time
 from pathlib import Path
 from typing import IO
 
 from orpheusd.config import Config
-from orpheusd.core import events as ev
+from orpheusd.core import effects as ef
 from orpheusd.core.pool import Policy
 from orpheusd.deploy.versions import VersionStore
 from orpheusd.deployments import Deployments
 from orpheusd.doors.control import ControlDoor
-from orpheusd.doors.front import FrontDoors, bind
+from orpheusd.doors.front import FrontDoors, bind, tag_of
+from orpheusd.doors.place import check_place
 from orpheusd.engine import Engine
-from orpheusd.errors import OrpheusError
+from orpheusd.errors import EXIT_FAULT, AlreadyRunning, OrpheusError
+from orpheusd.failpoints import reached
+from orpheusd.lag import LoopLag
 from orpheusd.logs import AgentLogs
+from orpheusd.process.child import kill_leftovers
 from orpheusd.process.sandbox import detect, find_interpreter, make_lib_dir
 from orpheusd.recorder import Recorder
 from orpheusd.remembered import Remembered
@@ -30,6 +33,19 @@ from orpheusd.runs import Runs
 from orpheusd.service import Service
 
 log = logging.getLogger(__name__)
+
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+#: Signals that would end a process that does not expect them. Nobody has a reason to send one, and nobody's mistake
+#: shall stop the daemon. Those that say that the process is broken (SIGSEGV, SIGABRT, ...) do end it.
+IGNORED = (
+    signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGIO,
+    signal.SIGPWR, signal.SIGSTKFLT, signal.SIGXCPU,
+)  # fmt: skip
+
+#: After the last grace: what was killed is mourned (its last words take half a second), and its runs are answered.
+STRAGGLERS_S = 0.6
+#: The least that doors get to pass on a last answer, and the most that lines get to be written down.
+LAST_S = 0.2
 
 #: Every worker is looked at about this often; one at a time, so that no look takes long.
 MONITOR_PERIOD_S = 2.0
@@ -42,49 +58,72 @@ async def serve(config: Config) -> int:
     loop = asyncio.get_running_loop()
     failed: asyncio.Future[BaseException] = loop.create_future()
     loop.set_exception_handler(lambda _loop, context: _fail(failed, context))
-    with _lock(config.state_dir):
+    stop = StopSignals()
+    with _lock(config.state_dir), _lock(config.runtime_dir):
+        reached("daemon-locked")
+        # a door that has not noticed yet that its daemon was killed still holds the port
+        await kill_leftovers(tag_of(config.runtime_dir))
         daemon = Daemon(config)
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
-        loop.add_signal_handler(signal.SIGHUP, lambda: log.info("SIGHUP is ignored"))
-        await daemon.open()
-        failed.add_done_callback(lambda _: stop.set())
-        await stop.wait()
-        if failed.done():
-            # half a daemon is worse than none: everything goes, and whoever supervises us starts a whole one
-            log.critical("stopping because of a fault", exc_info=failed.result())
-        await daemon.close()
-        return 70 if failed.done() else 0
+        try:
+            await daemon.open()
+            failed.add_done_callback(lambda _: stop.asked.set())
+            await stop.asked.wait()
+            if failed.done():
+                # half a daemon is worse than none: it goes, and whoever supervises us starts a whole one, for which
+                # the workers wait with what is in them
+                log.critical("leaving because of a fault", exc_info=failed.result())
+        finally:
+            await (daemon.abandon() if failed.done() else daemon.close(stop.asked_again))
+        return EXIT_FAULT if failed.done() else 0
+
+
+class StopSignals:
+    """SIGTERM and SIGINT as two flags: the first asks to stop, each later one not to wait for runs."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.asked_again = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in STOPPING:
+            loop.add_signal_handler(number, self._heard)
+        for number in IGNORED:
+            # not SIG_IGN, which everything that is executed would inherit
+            loop.add_signal_handler(number, _ignore)
+
+    def _heard(self) -> None:
+        (self.asked_again if self.asked.is_set() else self.asked).set()
 
 
 class Daemon:
-    """Everything one daemon has. Invariant: `close` undoes `open`, in reverse."""
+    """Everything one daemon has. Invariant: `close` undoes `open`, in reverse, also when that was not finished."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
         # before anything is started: what cannot work must not leave anything behind
+        check_place(config.control_socket)
         self._http = bind(config.http) if config.http is not None else None
         self._isolation = detect(config.isolation)
-        _private(config.runtime_dir)
-        shutil.rmtree(config.runtime_dir / "t", ignore_errors=True)
         lib = make_lib_dir(config.runtime_dir / "lib")
         store = VersionStore(config.state_dir)
         store.prepare()
         self._logs = AgentLogs(config.state_dir / "logs")
         self._recorder = Recorder(config.state_dir / "runs.db", Settings(durability=config.durability))
+        reached("daemon-log-open")
         self._remembered = Remembered(config.state_dir / "sessions.db", store.forget_session_state)
         self._engine = Engine(
             config.runtime_dir, self._isolation, find_interpreter(), lib,
-            Policy(config.start_timeout_s, config.grace_s, config.stop_timeout_s), secrets.token_hex(3),
+            Policy(config.start_timeout_s, config.grace_s, config.stop_timeout_s), secrets.token_hex(4),
             self._recorder, self._remembered, self._log_line, lambda who, text: log.warning("%s: %s", who, text),
-            config.debug)  # fmt: skip
+            self._rolled_back, config.debug)  # fmt: skip
         self._deployments = Deployments(store, self._engine, config, self._isolation, self._remembered)
         self._runs = Runs(self._engine, self._recorder)
+        self._lag = LoopLag()
         service = Service(config, self._isolation, self._engine, self._deployments, store, self._logs, self._recorder,
-                          self._runs)
+                          self._runs, self._lag)
         self._control = ControlDoor(service, config.admin_group)
-        self._fronts = FrontDoors(self._control, self._http, config.http_doors) if self._http is not None else None
+        self._fronts = (FrontDoors(self._control, self._http, config.http_doors, config.grace_s,
+                                   tag_of(config.runtime_dir))
+                        if self._http is not None else None)
         self._monitor: asyncio.TimerHandle | None = None
 
     async def open(self) -> None:
@@ -93,42 +132,79 @@ class Daemon:
             log.warning("agents run without walls: %s", self._isolation.reason)
         for problem in self._deployments.load_all():
             log.error("%s", problem)
+        self._recorder.give_up_unfinished(self._deployments.deployed)
         # before anybody can ask for more: those who were accepted first are first
         self._runs.queue_again()
         await self._control.open(config.control_socket)
         if self._fronts is not None:
             self._fronts.open()
+        reached("daemon-doors-open")
         self._sample()
+        self._lag.start()
         log.info("ready: control socket %s, http %s, isolation %s, agents %d", config.control_socket,
                  config.http or "off", self._isolation.mode, len(self._deployments.deployed))
 
-    async def close(self) -> None:
-        """Let runs finish, then stop every process. Bounded by the stop timeout and a few graces."""
+    async def close(self, hurry: asyncio.Event) -> None:
+        """Let runs finish for the stop timeout, or until `hurry`; then cancel them, and be gone within a grace and a
+        second. Only a disk that does not keep up is waited for longer.
+        """
         config = self._config
+        loop = asyncio.get_running_loop()
         log.info("stopping: runs have %g s to finish", config.stop_timeout_s)
+        reached("daemon-closing")
         self._control.stop_accepting()
-        self._engine.feed(ev.ShutdownRequested())
-        try:
-            async with asyncio.timeout(config.stop_timeout_s + 3 * config.grace_s):
-                await self._engine.stopped.wait()
-        except TimeoutError:
-            log.error("some processes did not leave in time; they are killed")
-            await self._engine.processes.kill_all(config.grace_s)
-        if not await self._engine.ends.quiet(config.grace_s):
-            log.error("some callers were not told how their runs ended: the disk does not keep up")
-        if self._fronts is not None:
-            await self._fronts.close(config.grace_s)
-        await self._control.close(config.grace_s)
+        self._engine.shut_down()
+        await _first_of(config.stop_timeout_s, self._engine.quiet, hurry)
+        self._engine.cut_short()
+        by = loop.time() + config.grace_s
+        await asyncio.gather(self._end_processes(by), self._end_doors(by))
+        config.control_socket.unlink(missing_ok=True)
+        await self._write_down()
+        log.info("stopped")
+
+    async def abandon(self) -> None:
+        """Close the doors and write down what is known. Templates and workers are left as they are."""
+        await self._close_doors(LAST_S)
+        await self._write_down()
+
+    async def _write_down(self) -> None:
+        config = self._config
+        await self._deployments.close(LAST_S)
+        self._lag.stop()
         if self._monitor is not None:
             self._monitor.cancel()
-        config.control_socket.unlink(missing_ok=True)
-        self._logs.close()
-        self._remembered.close()
+        self._logs.close(LAST_S)
+        self._remembered.close(config.stop_timeout_s)
         self._recorder.close(config.stop_timeout_s)
-        log.info("stopped")
+
+    async def _end_processes(self, by: float) -> None:
+        """Until `by` they may leave by themselves."""
+        loop = asyncio.get_running_loop()
+        await _first_of(by - loop.time(), self._engine.stopped)
+        if not self._engine.stopped.is_set():
+            log.error("some processes did not leave in time; they are killed")
+            await self._engine.processes.kill_all(STRAGGLERS_S)
+            await _first_of(by + STRAGGLERS_S - loop.time(), self._engine.stopped)
+
+    async def _end_doors(self, by: float) -> None:
+        """When the last run is answered the doors go, with whoever does not read."""
+        loop = asyncio.get_running_loop()
+        await _first_of(by + STRAGGLERS_S - loop.time(), self._engine.quiet)
+        if not await self._engine.ends.quiet(max(by - loop.time(), LAST_S)):
+            log.error("some callers were not told how their runs ended: the disk does not keep up")
+        await self._close_doors(max(by - loop.time(), LAST_S))
+
+    async def _close_doors(self, left_s: float) -> None:
+        closing = [self._control.close(left_s)]
+        if self._fronts is not None:
+            closing.append(self._fronts.close(left_s))
+        await asyncio.gather(*closing)
 
     def _log_line(self, agent: str, row: dict[str, object]) -> None:
         self._logs.append(agent, {"time": time.time(), **row})
+
+    def _rolled_back(self, effect: ef.RolledBack) -> None:
+        self._deployments.rolled_back_to(effect)
 
     def _sample(self) -> None:
         """Look at one worker, and again soon."""
@@ -138,6 +214,18 @@ class Daemon:
         self._engine.processes.monitor.sample_next(self._engine.now())
 
 
+async def _first_of(timeout_s: float, *events: asyncio.Event) -> None:
+    """Returns when one of the events is set, or after `timeout_s`."""
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    await asyncio.wait(waits, timeout=max(timeout_s, 0), return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+
+
+def _ignore() -> None:
+    """Somebody sent a signal that means nothing here. Not logged: a storm of them would fill the disk."""
+
+
 def _allow_descriptors() -> None:
     """A worker costs three descriptors, a client one: the soft limit of a login shell is too low."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -145,24 +233,27 @@ def _allow_descriptors() -> None:
 
 
 def _fail(failed: "asyncio.Future[BaseException]", context: dict[str, object]) -> None:
-    """An exception that nobody caught. One in a callback of ours means that the engine may be half done."""
+    """An exception that nobody caught: something of ours is half done, or not done any more. What the kernel says of
+    one connection (uvloop names its transport) is the end of that connection and no fault.
+    """
     error = context.get("exception")
     log.error("%s", context.get("message"), exc_info=error if isinstance(error, BaseException) else None)
-    if isinstance(error, Exception) and not isinstance(error, OSError) and not failed.done():
+    of_a_peer = isinstance(error, OSError) and "transport" in context
+    if isinstance(error, Exception) and not of_a_peer and not failed.done():
         failed.set_result(error)
 
 
-def _lock(state_dir: Path) -> IO[str]:
-    """Holds the state directory while it is open. Raises OrpheusError(conflict) when another daemon has it."""
-    _private(state_dir)
-    lock = (state_dir / "lock").open("a+")
+def _lock(directory: Path) -> IO[str]:
+    """Holds the state or runtime directory while it is open. Raises AlreadyRunning when another daemon has it."""
+    _private(directory)
+    lock = (directory / "lock").open("a+")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.seek(0)
         holder = lock.read().strip() or "unknown"
         lock.close()
-        raise OrpheusError("conflict", f"orpheusd is already running on {state_dir} (pid {holder})") from None
+        raise AlreadyRunning(f"orpheusd is already running on {directory} (pid {holder})") from None
     lock.truncate(0)
     lock.write(f"{os.getpid()}\n")
     lock.flush()

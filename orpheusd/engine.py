@@ -21,40 +21,29 @@ import orjson
 from orpheusd.commits import Commits
 from orpheusd.core import effects as ef
 from orpheusd.core import events as ev
+from orpheusd.core.agent import Settings
 from orpheusd.core.invariants import check
 from orpheusd.core.pool import Policy
 from orpheusd.core.supervisor import Supervisor
 from orpheusd.detached import WriteAhead, never_began, options_of
 from orpheusd.errors import OrpheusError
-from orpheusd.operations import RESULT_LIMIT_BYTES
+from orpheusd.failpoints import reached
 from orpheusd.outcome import Outcome
-from orpheusd.process.causes import MESSAGE_LIMIT, TRACEBACK_LIMIT, TYPE_LIMIT
-from orpheusd.process.processes import Plan, Processes, Sinks
+from orpheusd.pending import Pending
+from orpheusd.process.holdings import Session
+from orpheusd.process.lives import Plan
+from orpheusd.process.processes import Processes, Sinks
 from orpheusd.process.sandbox import Interpreter, Isolation, RuntimeLib
-from orpheusd.recorder import Key, Recorder
+from orpheusd.recorder import Recorder
 from orpheusd.remembered import Remembered
+from orpheusd.said import believable, is_json, read_error, sentence
 from orpheusd.why import Explanations
-from orpheusd.wire.worker import ENDED_STATES, Message
+from orpheusd.wire.worker import Message
 
 log = logging.getLogger(__name__)
 
-#: What is kept of an error a worker tells: characters. A worker cuts by itself; a lying one is cut here.
-ERROR_LIMITS = {"type": TYPE_LIMIT, "message": MESSAGE_LIMIT, "traceback": TRACEBACK_LIMIT}
-
-
-class Pending(NamedTuple):
-    """A run whose caller waits: its input, and what to call with pieces of output and with the outcome.
-
-    `source` is the door it came through, `caller` who sent it, for the run log. `detached`: nobody waits for its end.
-    """
-
-    payload: bytes
-    source: str
-    caller: str
-    on_outcome: Callable[[Outcome], None]
-    on_event: Callable[[str, dict[str, Any]], None] | None
-    detached: bool = False
-    key: Key | None = None
+#: What a run is told that was not over when the daemon stopped.
+STOPPING = "cancelled while the daemon was stopping: the run was not over in time"
 
 
 class Verdict(NamedTuple):
@@ -64,9 +53,11 @@ class Verdict(NamedTuple):
 
 
 class Engine:
-    """Invariant: `pending` has exactly the runs that were accepted and are not resolved.
+    """Invariant: `pending` has exactly the runs that this daemon accepted and that are not resolved; `_unacknowledged`
+    has, with its worker, each run whose end was heard and is not on the disk yet.
 
-    `ends` and `acceptances` hold what waits for the log to have a run's end, and a detached run's `queued` row.
+    After `shut_down`, `quiet` is set when no run is left, and `stopped` when no process is. `ends` and `acceptances`
+    hold what waits for the log to have a run's end, and a detached run's `queued` row.
     """
 
     def __init__(
@@ -81,23 +72,27 @@ class Engine:
         remembered: Remembered,
         on_log: Callable[[str, dict[str, Any]], None],
         on_note: Callable[[str, str], None],
+        on_rolled_back: Callable[[ef.RolledBack], None],
         debug: bool = False,
     ) -> None:
         self.supervisor = Supervisor(boot_id, policy, random.random)
         self.processes = Processes(
             runtime_dir, isolation, interpreter, lib,
-            Sinks(self._happened, self._ended, self._output, self._log, on_note))
+            Sinks(self._happened, self._adopted, self._ended, self._output, self._log, on_note))
         self.plans: dict[tuple[str, int], Plan] = {}
         self.pending: dict[str, Pending] = {}
+        self.quiet = asyncio.Event()
         self.stopped = asyncio.Event()
         self.explanations = Explanations()
         self.ends, self.acceptances = Commits(), Commits()
         self._write_ahead = WriteAhead(self.processes.run)
         self._loop = asyncio.get_running_loop()
+        self._unacknowledged: dict[str, str] = {}
         self._recorder = recorder
         recorder.listen(self._loop, self)
         self._remembered = remembered
         self._on_log = on_log
+        self._on_rolled_back = on_rolled_back
         self._debug = debug
         self._verdicts: dict[str, asyncio.Future[Verdict]] = {}
         self._waiting: deque[ev.Event] = deque()
@@ -118,6 +113,7 @@ class Engine:
             ef.EndSession: self._end_session,
             ef.VersionPromoted: self._promoted,
             ef.VersionRefused: self._refused,
+            ef.RolledBack: self._rolled_back,
             ef.AgentRemoved: lambda effect: self._decide(effect.request, ""),
             ef.Stopped: lambda effect: self.stopped.set(),
         }
@@ -162,7 +158,35 @@ class Engine:
     def start_again(self, event: ev.RunRequested, pending: Pending) -> None:
         """Queue a run that is in the log already."""
         self.pending[event.run] = pending
+        reached("run-accepted")
         self.feed(event)
+
+    def load(self, agent: str, version: int, settings: Settings, sessions: tuple[ev.Seen, ...],
+             orphans: tuple[ev.Orphan, ...]) -> None:
+        """Tell of an agent that was deployed when the last daemon ran, and of what that may have left."""
+        unfinished = self._recorder.take_unfinished(agent, settings.timeout_s)
+        self.feed(ev.AgentLoaded(agent, version, settings, sessions, orphans, unfinished))
+
+    def committed(self, run_ids: list[str]) -> None:
+        """The ends of these runs are on the disk: their workers need not keep them, and whoever waits is told."""
+        by_worker: dict[str, list[str]] = {}
+        for run_id in run_ids:
+            worker_id = self._unacknowledged.pop(run_id, None)
+            if worker_id is not None:
+                by_worker.setdefault(worker_id, []).append(run_id)
+        for worker_id, ended in by_worker.items():
+            self.processes.acknowledge(worker_id, ended)
+        self.ends.committed(run_ids)
+
+    def shut_down(self) -> None:
+        """Take no more runs, and let everything go that has none."""
+        self.feed(ev.ShutdownRequested())
+        self._be_quiet()
+
+    def cut_short(self) -> None:
+        """Cancel every run that is left: nobody waits for it any longer."""
+        for run_id in list(self.supervisor.runs):
+            self.feed(ev.CancelRequested(run_id))
 
     @contextlib.contextmanager
     def verdict(self, request: str) -> Iterator["asyncio.Future[Verdict]"]:
@@ -197,13 +221,16 @@ class Engine:
         fields = {
             "run_id": effect.run, "session_id": effect.session, "context": effect.context, "turn": effect.turn,
             "timeout_s": effect.timeout_s, "stream": pending.on_event is not None,
+            "note": {"source": pending.source, "caller": pending.caller, "at": time.time()},
         }  # fmt: skip
+        reached("run-dispatching")
         hand_over = self._write_ahead.dispatch if pending.detached else self.processes.run
         hand_over(effect.worker, fields, pending.payload)
+        reached("run-dispatched")
         worker = self.supervisor.pool.workers[effect.worker]
         self._recorder.started(effect, worker, pending.detached)
-        if effect.context == "new" and effect.session is not None:
-            self._remembered.begun(worker.agent, effect.session)
+        if effect.session is not None and effect.context in ("new", "lost"):
+            self._remembered.begun(worker.agent, effect.session, effect.turn - 1, effect.worker)
 
     def _cancel(self, effect: ef.CancelRun) -> None:
         if self._write_ahead.withdraw(effect.run):
@@ -215,25 +242,35 @@ class Engine:
         pending = self.pending.pop(effect.run, None)
         if pending is not None and pending.detached and self._left_for_later(effect):
             self.ends.never(effect.run)
+            self._be_quiet()
             return
         message = self._ended_message
         said = message.payload if message is not None and message.fields["run_id"] == effect.run else b""
         error: dict[str, Any] = {}
         text = effect.message
         if effect.code and said:
-            error = _read_error(said)
-            text = _sentence(effect.code, error) or text
+            error = read_error(said)
+            text = sentence(effect.code, error) or text
+        if effect.state == "cancelled" and self.supervisor.stopping:
+            text = STOPPING
         outcome = Outcome(
             effect.run, effect.state, effect.code, text, b"" if effect.code else said, error, effect.worker,
-            effect.session, effect.context, effect.turn, round(effect.duration_s * 1000, 3), effect.cause, effect.why)
-        self._recorder.ended(outcome, pending is not None and (pending.detached or pending.key is not None))
+            effect.session, effect.context, effect.turn, round(effect.duration_s * 1000, 3), effect.cause, effect.why,
+            effect.retry_in_s)
+        self._recorder.ended(outcome, pending.whole if pending is not None else self._recorder.found_whole(effect.run))
         self.explanations.keep(outcome)
         if effect.session is not None and effect.context is not None:
             self._remembered.seen(effect.agent, effect.session, effect.turn)
         if pending is not None and self._recorder.replies_wait and not pending.detached:
-            self.ends.when(effect.run, partial(_reply, pending, outcome))
+            self.ends.when(effect.run, partial(pending.reply, outcome))
         elif pending is not None:
             pending.on_outcome(outcome)
+        reached("run-answered")
+        self._be_quiet()
+
+    def _be_quiet(self) -> None:
+        if self.supervisor.stopping and not self.supervisor.runs:
+            self.quiet.set()
 
     def _left_for_later(self, effect: ef.Resolve) -> bool:
         """Whether a detached run that is over here stays `queued` in the log: the next daemon will execute it."""
@@ -242,6 +279,7 @@ class Engine:
 
     def _end_session(self, effect: ef.EndSession) -> None:
         self._remembered.ended(effect.agent, effect.session)
+        reached("session-ended")
         if effect.worker is not None:
             self.processes.end_session(effect.worker, effect.session, effect.reason)
 
@@ -253,16 +291,17 @@ class Engine:
         log.warning("%s: version %d is refused: %s", effect.agent, effect.version, effect.message.partition("\n")[0])
         self._decide(effect.request, effect.message)
 
+    def _rolled_back(self, effect: ef.RolledBack) -> None:
+        log.error("%s: version %d keeps losing its workers and is rolled back, version %d serves again: %s",
+                  effect.agent, effect.failed, effect.version, effect.reason.partition("\n")[0])
+        self._on_rolled_back(effect)
+
     def _decide(self, request: str, error: str) -> None:
         future = self._verdicts.get(request)
         if future is not None and not future.done():
             future.set_result(Verdict(error))
 
     # What the log tells
-
-    def committed(self, run_ids: list[str]) -> None:
-        """The disk has the ends of these runs."""
-        self.ends.committed(run_ids)
 
     def queued_written(self, run_ids: list[str]) -> None:
         self.acceptances.committed(run_ids)
@@ -282,9 +321,27 @@ class Engine:
             event = event._replace(undelivered=event.undelivered | unread)
         self.feed(event)
 
+    def _adopted(self, worker_id: str, sessions: list[Session], held: list[Message]) -> None:
+        """A worker that outlived the last daemon has told what it has."""
+        worker = self.supervisor.pool.workers.get(worker_id)
+        if worker is None:
+            return
+        found = self._recorder.adopted(worker, held)
+        # also when there is nothing to acknowledge: it is how the worker knows that it was heard
+        self.processes.acknowledge(worker_id, found.over)
+        seen = tuple(ev.Seen(id, turns, idle_s, worker_id, saved) for id, turns, idle_s, saved in sessions)
+        self.feed(ev.WorkerAdopted(worker_id, seen, found.runs))
+
     def _ended(self, worker_id: str, message: Message) -> None:
-        message = _believable(message)
+        message = believable(message)
         fields = message.fields
+        run = self.supervisor.runs.get(fields["run_id"])
+        if run is None or run.worker is None or run.worker.id != worker_id:
+            # a letter from the dead: that run has its end, and nobody wants another
+            self.processes.acknowledge(worker_id, [fields["run_id"]])
+            return
+        self._unacknowledged[run.id] = worker_id
+        reached("run-ended")
         if fields["dropped_bytes"]:
             self._tell_dropped(worker_id, fields["run_id"], fields["dropped_bytes"])
         self._ended_message = message
@@ -295,18 +352,18 @@ class Engine:
 
     def _output(self, worker_id: str, message: Message) -> None:
         pending = self._pending_on(worker_id, message.fields["run_id"])
-        if pending is not None and pending.on_event is not None and _is_json(message.payload):
+        if pending is not None and pending.on_event is not None and is_json(message.payload):
             data = orjson.Fragment(message.payload)
             pending.on_event("output", {"seq": message.fields["seq"], "data": data})
 
-    def _log(self, worker_id: str, message: Message) -> None:
+    def _log(self, worker_id: str, message: Message, past_python: bool) -> None:
         worker = self.supervisor.pool.workers.get(worker_id)
         if worker is None:
             return
         fields = message.fields
         run_id, session_id = fields["run_id"], fields["session_id"]
-        if run_id is None and len(worker.runs) == 1:
-            # written past Python: it can only be the one run that is going on
+        if past_python and len(worker.runs) == 1:
+            # by a program it started, or C code: the one run that is going on, as far as anybody can tell
             run = next(iter(worker.runs.values()))
             run_id, session_id = run.id, run.session
         row = {"worker_id": worker_id, "run_id": run_id, "session_id": session_id, "stream": fields["stream"],
@@ -336,52 +393,3 @@ class Engine:
         if run is None or run.worker is None or run.worker.id != worker_id:
             return None
         return self.pending.get(run_id)
-
-
-def _reply(pending: Pending, outcome: Outcome, committed: bool) -> None:
-    """Tell the outcome to a caller who was promised that the disk has it."""
-    if not committed:
-        outcome = outcome._replace(code="internal", message=f"the run is over ({outcome.state}), and that cannot be "
-                                   "recorded: the run log has failed, see `orpheusctl status`", error={})
-    pending.on_outcome(outcome)
-
-
-def _believable(message: Message) -> Message:
-    """An `ended` that can be passed on: a worker is not trusted to send states that exist or JSON that is JSON."""
-    fields = message.fields
-    if fields["code"] not in ENDED_STATES.get(fields["state"], ()):
-        return _failed(message, "handler-failed", "the worker reported an end that does not exist")
-    if len(message.payload) > RESULT_LIMIT_BYTES and fields["state"] == "completed":
-        return _failed(message, "too-large", f"the result is over the limit of {RESULT_LIMIT_BYTES} bytes")
-    if not _is_json(message.payload):
-        return _failed(message, "unserialisable-result", "the result is not JSON that can be passed on")
-    return message
-
-
-def _failed(message: Message, code: str, text: str) -> Message:
-    fields = {**message.fields, "state": "failed", "code": code}
-    return Message(message.type, fields, orjson.dumps({"type": "", "message": text, "traceback": ""}))
-
-
-def _is_json(payload: bytes) -> bool:
-    try:
-        orjson.loads(payload)
-    except orjson.JSONDecodeError:
-        return False
-    return True
-
-
-def _read_error(payload: bytes) -> dict[str, Any]:
-    """The error a worker reported, reduced to the three texts it may have."""
-    error = orjson.loads(payload)
-    if not isinstance(error, dict):
-        return {}
-    return {name: error[name][:limit] for name, limit in ERROR_LIMITS.items() if isinstance(error.get(name), str)}
-
-
-def _sentence(code: str, error: dict[str, Any]) -> str:
-    """One line that says what went wrong, as the agent put it."""
-    message = str(error.get("message", ""))
-    if code == "handler-failed" and error.get("type"):
-        return f"{error['type']}: {message}" if message else str(error["type"])
-    return message

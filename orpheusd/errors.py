@@ -37,6 +37,10 @@ CODES: dict[str, Outcome] = {
 }
 
 
+#: How `orpheusd` exits when a fault of its own made it stop (EX_SOFTWARE of sysexits.h).
+EXIT_FAULT = 70
+
+
 class OrpheusError(Exception):
     """A failure the caller is meant to read: what happened, why, and what to do next.
 
@@ -60,3 +64,24 @@ class OrpheusError(Exception):
         """Seconds after which asking again makes sense, or None when it does not."""
         stated = self.details.get("retry_after_s")
         return stated if isinstance(stated, int) else self.outcome.retry_after_s
+
+
+class CannotStart(OrpheusError):
+    """Something of somebody else's is in the daemon's way. `exit_code` says what, to whoever supervises the daemon."""
+
+    exit_code: int
+
+    def __init__(self, message: str) -> None:
+        super().__init__("conflict", message)
+
+
+class AlreadyRunning(CannotStart):
+    """Another daemon has the state or the runtime directory."""
+
+    exit_code = 100
+
+
+class AddressInUse(CannotStart):
+    """Another process listens on the HTTP door's address."""
+
+    exit_code = 98

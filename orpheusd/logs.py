@@ -7,7 +7,7 @@ reads them back. It knows nothing of runs beyond the ids that tag a line.
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +70,11 @@ class AgentLogs:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._thread, self._forget, agent)
 
-    def close(self) -> None:
-        """Write down what is left."""
-        if self._timer is not None:
-            self._flush()
-        self._thread.shutdown(wait=True)
+    def close(self, timeout_s: float) -> None:
+        """Write down what is left, as far as the disk takes it within `timeout_s`: it costs lines, never a run."""
+        self._flush()
+        wait([self._thread.submit(_nothing_left)], timeout_s)
+        self._thread.shutdown(wait=False)
 
     def _flush(self) -> None:
         if self._timer is not None:
@@ -134,3 +134,7 @@ def _row(line: bytes) -> Row | None:
     except orjson.JSONDecodeError:
         return None
     return row if isinstance(row, dict) else None
+
+
+def _nothing_left() -> None:
+    """Done in the thread once all that came before it is."""

@@ -187,6 +187,10 @@ OPERATIONS: tuple[Operation, ...] = (
     ), ("DELETE", "/v1/agents/{agent}"), "undeploy"),
     Operation("restart", Access.ADMIN, "replace an agent's workers by new ones", (_AGENT,),
               ("POST", "/v1/agents/{agent}/restart"), "restart"),
+    Operation("rollback", Access.ADMIN, "make an older version of an agent the current one again", (
+        _AGENT, Param("version", "count", "the version to go back to; the newest that is older than the current one "
+                      "unless given", required=False),
+    ), ("POST", "/v1/agents/{agent}/rollback"), "rollback"),
     Operation("logs", Access.READ, "read what an agent's workers printed", (
         _AGENT,
         Param("limit", "count", "at most this many of the latest lines", required=False, default=100),

@@ -7,22 +7,27 @@ thread, or in an executor. It decides nothing, but for one thing: a run that can
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import orjson
 
 from orpheusd.core.effects import Dispatch
+from orpheusd.core.events import Unfinished
 from orpheusd.core.worker import Worker
 from orpheusd.errors import OrpheusError
 from orpheusd.outcome import Outcome
 from orpheusd.runlog.log import RunLog
 from orpheusd.runlog.queries import RunQueries, RunQuery
 from orpheusd.runlog.rows import Ended, Queued, Run, RunDetail, Started
+from orpheusd.runlog.schema import UNFINISHED
 from orpheusd.runlog.settings import Settings
+from orpheusd.wire.worker import Message
 
 log = logging.getLogger(__name__)
+
+_ORPHANED = "the daemon ended while this run was {state}, and its agent is not deployed any more"
 
 
 class Key(NamedTuple):
@@ -30,6 +35,13 @@ class Key(NamedTuple):
 
     name: str
     fingerprint: str
+
+
+class Adopted(NamedTuple):
+    """What a worker that outlived a daemon holds: `runs` without an end in the log, and those `over` there."""
+
+    runs: tuple[Unfinished, ...]
+    over: list[str]
 
 
 class Listener(Protocol):
@@ -42,10 +54,6 @@ class Listener(Protocol):
     def started_written(self, run_ids: list[str]) -> None: ...
 
     def log_failed(self) -> None: ...
-
-
-#: Runs that an earlier daemon left unfinished have died with its workers, which do not outlive it yet.
-_ORPHANED = "the daemon ended while this run was {state}"
 
 
 class Recorder:
@@ -70,7 +78,8 @@ class Recorder:
             log.critical("the run log was damaged and put aside; a new one has begun: %s", damage)
         left = self._log.unfinished()
         self.accepted_before = [one for one in left if one.run.detached and one.run.state == "queued"]
-        self._settle_unfinished([one.run for one in left if not (one.run.detached and one.run.state == "queued")])
+        again = {one.run.run_id for one in self.accepted_before}
+        self._unfinished = {one.run.run_id: one for one in left if one.run.run_id not in again}
 
     def listen(self, loop: asyncio.AbstractEventLoop, listener: Listener) -> None:
         """From now on `listener` is told, in `loop`."""
@@ -127,10 +136,56 @@ class Recorder:
         if not self._log.close(timeout_s):
             log.error("the run log could not be written to its end within %g s", timeout_s)
 
-    def _settle_unfinished(self, runs: list[Run]) -> None:
-        for run in runs:
-            self._log.ended(Ended(run.run_id, "crashed", "worker-crashed", time.time(), 0,
-                                  error_message=_ORPHANED.format(state=run.state)))
+    def take_unfinished(self, agent: str, timeout_s: float) -> tuple[Unfinished, ...]:
+        """The agent's runs that the log has no end of. The caller answers for each from now on."""
+        return tuple(
+            Unfinished(run.run_id, run.session_id, run.context, run.worker_id, timeout_s)
+            for run in self._found() if run.agent == agent)
+
+    def found_whole(self, run_id: str) -> bool:
+        """Whether somebody may ask for the whole result of a run that an earlier daemon accepted."""
+        found = self._unfinished.get(run_id)
+        return found is not None and (found.run.detached or found.idempotency_key is not None)
+
+    def _found(self) -> Iterator[Run]:
+        return (left.run for left in self._unfinished.values())
+
+    def give_up_unfinished(self, agents: Container[str]) -> None:
+        """Nobody will hear of the runs of agents that are not among these."""
+        for run in self._found():
+            if run.agent not in agents:
+                self._log.ended(Ended(run.run_id, "crashed", "worker-crashed", time.time(), 0,
+                                      error_message=_ORPHANED.format(state=run.state)))
+
+    def adopted(self, worker: Worker, held: list[Message]) -> Adopted:
+        """`worker` still has these runs. What the log does not know of them is written now: the last daemon may have
+        died before it could."""
+        states = self._queries.states([message.fields["run_id"] for message in held])
+        runs: list[Unfinished] = []
+        over: list[str] = []
+        for message in held:
+            fields = message.fields
+            run_id = fields["run_id"]
+            known = self._unfinished.get(run_id)
+            if states.get(run_id, "queued") not in UNFINISHED or (known and known.run.agent != worker.agent):
+                over.append(run_id)
+                continue
+            self._write_again(worker, message, states.get(run_id))
+            left_s = max(0.0, (fields["timeout_s"] or 0.0) - fields["elapsed_s"])
+            runs.append(Unfinished(run_id, fields["session_id"], fields["context"], worker.id, left_s))
+        return Adopted(tuple(runs), over)
+
+    def _write_again(self, worker: Worker, message: Message, state: str | None) -> None:
+        fields, note = message.fields, message.fields["note"]
+        at = note.get("at")
+        started_at = at if isinstance(at, float) else time.time()
+        if state is None:
+            self._log.queued(Queued(
+                fields["run_id"], worker.agent, fields["session_id"], str(note.get("source")), str(note.get("caller")),
+                started_at, message.payload))
+        if state != "started":
+            self._log.started(Started(
+                fields["run_id"], worker.version, worker.id, fields["context"], fields["turn"], started_at))
 
     def _tell(self, say: Callable[[Listener], None]) -> None:
         """In the writer's thread: have the loop say it."""

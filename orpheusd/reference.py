@@ -1,6 +1,6 @@
-"""Writes docs/operations.md from the operations table and the error table: `python -m orpheusd.reference`."""
+"""Writes docs/operations.md from the operations table and the error tables: `python -m orpheusd.reference`."""
 
-from orpheusd.errors import CODES
+from orpheusd.errors import CODES, EXIT_FAULT, AddressInUse, AlreadyRunning
 from orpheusd.operations import KINDS, OPERATIONS, Operation, Param
 
 HEAD = """# Operations
@@ -21,6 +21,40 @@ answer. Access: `read` < `run` < `admin`. Root, the daemon's own user and the ad
 socket; everybody else has nothing. The HTTP door has `run`.
 """
 
+LIFE = """
+## Starting
+
+One daemon has a state directory, and one a runtime directory. What is in its way is found before any process is
+started, and the exit code says what it was.
+
+| exit code | why |
+|---|---|
+| 0 | it was told to stop |
+| 1 | something that is no socket is in the control socket's place, or the address cannot be listened on |
+| 2 | a setting is wrong, a directory cannot be used, or its path is too long for sockets in it |
+| {fault} | a fault of its own; half a daemon would be worse than none |
+| {address} | another process listens on the HTTP door's address; the message names it where the kernel tells |
+| {running} | another daemon has the directory; the message has its pid |
+
+## Stopping
+
+The first SIGTERM or SIGINT stops the daemon. From then on
+
+1. new runs are refused with `draining`, those that wait too, and those that go on have `stop_timeout_s` (10 s) to
+   finish; a second signal ends this wait at once;
+2. what is not over is cancelled, and its caller is told `cancelled` and that the daemon was stopping;
+3. workers that have not left after `grace_s` (2 s) are killed. The HTTP door answers what it still can and leaves in
+   the same time, whoever does not read; so do clients of the control socket and operations such as a deploy, which
+   are undone.
+
+So the process is gone at most `grace_s` and a second after runs are over, have used up their time, or were not to be
+waited for. Only a disk that does not keep up is given longer, because what is not written then is lost:
+`stop_timeout_s` for the sessions and as much for the run log.
+
+Other signals mean nothing and are ignored, however many come, but for those that say that the process is broken
+(SIGQUIT, SIGSEGV, SIGABRT and their like), which end it at once, and those that suspend it.
+"""
+
 ERRORS = """
 ## Errors
 
@@ -38,7 +72,8 @@ def reference() -> str:
         f"| `{code}` | {outcome.http_status} | {outcome.exit_code} | {outcome.retry_after_s or 'no'} |"
         for code, outcome in CODES.items()
     ]
-    return HEAD + "\n" + "\n".join(sections) + ERRORS + "\n".join(errors) + "\n"
+    life = LIFE.format(fault=EXIT_FAULT, address=AddressInUse.exit_code, running=AlreadyRunning.exit_code)
+    return HEAD + "\n" + "\n".join(sections) + life + ERRORS + "\n".join(errors) + "\n"
 
 
 def _section(operation: Operation) -> str:

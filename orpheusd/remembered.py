@@ -1,4 +1,5 @@
-"""What is remembered of sessions when the daemon is not there: that they were seen, and how many runs they finished.
+"""What is remembered of sessions when the daemon is not there: that they were seen, how many runs they finished, and
+which worker they live on.
 
 So a session that comes back after a restart is told that its memory was lost or restored, never that it is new.
 Changes are gathered by session and written by one thread; it decides nothing and knows no worker.
@@ -9,9 +10,11 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
+
+from orpheusd.core.events import Seen
 
 log = logging.getLogger(__name__)
 
@@ -24,24 +27,23 @@ CREATE TABLE IF NOT EXISTS sessions (
   id TEXT NOT NULL,
   turns INTEGER NOT NULL,
   last_used REAL NOT NULL,
+  home TEXT,
   PRIMARY KEY (agent, id)
 ) STRICT, WITHOUT ROWID
 """
-
-
-class Seen(NamedTuple):
-    """A session as it was last seen; `idle_s` is how long ago that was."""
-
-    id: str
-    turns: int
-    idle_s: float
+_SEEN = """
+INSERT INTO sessions VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE
+SET turns = excluded.turns, last_used = excluded.last_used, home = coalesce(excluded.home, home)
+"""
 
 
 class Change(NamedTuple):
-    """What became of a session at a moment: `turns` runs are finished, or None: it has ended."""
+    """What became of a session at a moment: `turns` runs are finished, or None: it has ended. `home` is the worker
+    that it lives on since then, None where that has not changed."""
 
     turns: int | None
     at: float
+    home: str | None = None
 
 
 class Remembered:
@@ -57,14 +59,15 @@ class Remembered:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sessions")
         self._connection = self._thread.submit(_open, path).result()
 
-    def begun(self, agent: str, session_id: str) -> None:
-        """The session's first run is handed to a worker. Written at once: from now on it was seen."""
-        self._changes[agent, session_id] = Change(0, time.time())
+    def begun(self, agent: str, session_id: str, turns: int, home: str) -> None:
+        """The session has a home from now on. Written at once."""
+        self._changes[agent, session_id] = Change(turns, time.time(), home)
         self._flush()
 
     def seen(self, agent: str, session_id: str, turns: int) -> None:
         """A run of the session is over."""
-        self._changes[agent, session_id] = Change(turns, time.time())
+        before = self._changes.get((agent, session_id))
+        self._changes[agent, session_id] = Change(turns, time.time(), before.home if before is not None else None)
         self._arm()
 
     def ended(self, agent: str, session_id: str) -> None:
@@ -80,11 +83,12 @@ class Remembered:
             del self._changes[key]
         self._thread.submit(self._delete, agent)
 
-    def close(self) -> None:
-        """Write down what is left."""
+    def close(self, timeout_s: float) -> None:
+        """Write down what is left, as far as the disk takes it within `timeout_s`."""
         self._flush()
-        self._thread.submit(self._connection.close)
-        self._thread.shutdown(wait=True)
+        if wait([self._thread.submit(self._connection.close)], timeout_s).not_done:
+            log.error("what is known of sessions could not be written to its end within %g s", timeout_s)
+        self._thread.shutdown(wait=False)
 
     def _arm(self) -> None:
         if self._timer is None:
@@ -99,12 +103,12 @@ class Remembered:
             self._thread.submit(self._write, changes)
 
     def _write(self, changes: dict[tuple[str, str], Change]) -> None:
-        seen = [(*key, change.turns, change.at) for key, change in changes.items() if change.turns is not None]
+        seen = [(*key, *change) for key, change in changes.items() if change.turns is not None]
         over = {key: change.at for key, change in changes.items() if change.turns is None}
         try:
             with self._connection:
-                self._connection.executemany("INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?)", seen)
                 self._connection.executemany("DELETE FROM sessions WHERE agent = ? AND id = ?", list(over))
+                self._connection.executemany(_SEEN, seen)
         except sqlite3.Error as error:
             # a full disk costs the knowledge that sessions were there, never a run
             log.error("%d changes of sessions cannot be written down: %s", len(changes), error)
@@ -119,9 +123,9 @@ class Remembered:
         with self._connection:
             self._connection.execute("DELETE FROM sessions WHERE agent = ? AND last_used <= ?", (agent, now - ttl_s))
         rows = self._connection.execute(
-            "SELECT id, turns, last_used FROM sessions WHERE agent = ? ORDER BY last_used DESC LIMIT ?",
+            "SELECT id, turns, last_used, home FROM sessions WHERE agent = ? ORDER BY last_used DESC LIMIT ?",
             (agent, most)).fetchall()
-        return [Seen(id, turns, max(0.0, now - last_used)) for id, turns, last_used in reversed(rows)]
+        return [Seen(id, turns, max(0.0, now - last_used), home) for id, turns, last_used, home in reversed(rows)]
 
     def _delete(self, agent: str) -> None:
         try:
@@ -149,6 +153,8 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(_TABLE)
+        if "home" not in {column for _, column, *_ in connection.execute("PRAGMA table_info(sessions)")}:
+            connection.execute("ALTER TABLE sessions ADD COLUMN home TEXT")
     except BaseException:
         connection.close()
         raise

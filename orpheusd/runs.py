@@ -17,11 +17,12 @@ from orpheusd.answers import Acceptance, Call, answer_run, outcome_of
 from orpheusd.commits import Commits
 from orpheusd.core import events as ev
 from orpheusd.detached import requested_again
-from orpheusd.engine import Engine, Pending
+from orpheusd.engine import Engine
 from orpheusd.errors import OrpheusError
 from orpheusd.keys import KEPT_S, Bound, Claim, Keys, fingerprint
 from orpheusd.operations import INPUT_LIMIT_BYTES
 from orpheusd.outcome import Outcome
+from orpheusd.pending import Pending
 from orpheusd.recorder import Key, Recorder, described
 from orpheusd.runlog.rows import RunDetail
 
@@ -125,7 +126,7 @@ class Runs:
                 call.on_gone(partial(self._abandon, event.run))
 
     def _abandon(self, run_id: str) -> None:
-        if run_id in self._engine.pending:
+        if self._going(run_id):
             self._engine.feed(ev.CancelRequested(run_id))
 
     # Keys
@@ -184,8 +185,11 @@ class Runs:
 
     async def _row(self, run_id: str) -> RunDetail:
         """The run's row: with its end when the run has one, also if that was a moment ago."""
-        enough = _is_there if run_id in self._engine.pending else _is_over
+        enough = _is_there if self._going(run_id) else _is_over
         return _found(run_id, await self._once(self._engine.ends, run_id, enough, COMMIT_S))
+
+    def _going(self, run_id: str) -> bool:
+        return run_id in self._engine.supervisor.runs
 
     async def _once(
         self, commits: Commits, run_id: str, enough: Callable[[RunDetail | None], bool], wait_s: float | None
@@ -197,7 +201,7 @@ class Runs:
         commits.when(run_id, waiter)
         try:
             detail = await self._recorder.detail(run_id)
-            known = detail is not None or run_id in self._engine.pending or run_id in self._engine.explanations
+            known = detail is not None or self._going(run_id) or run_id in self._engine.explanations
             if enough(detail) or not known:
                 return detail
             await asyncio.wait([told], timeout=wait_s)

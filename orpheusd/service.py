@@ -24,6 +24,7 @@ from orpheusd.deploy.versions import VersionStore
 from orpheusd.deployments import Deployments
 from orpheusd.engine import Engine
 from orpheusd.errors import OrpheusError
+from orpheusd.lag import LoopLag
 from orpheusd.logs import AgentLogs, Row
 from orpheusd.operations import KINDS, SESSION_ID
 from orpheusd.process.sandbox import Isolation
@@ -45,7 +46,7 @@ class Service:
 
     def __init__(
         self, config: Config, isolation: Isolation, engine: Engine, deployments: Deployments, store: VersionStore,
-        logs: AgentLogs, recorder: Recorder, runs: Runs,
+        logs: AgentLogs, recorder: Recorder, runs: Runs, lag: LoopLag,
     ) -> None:  # fmt: skip
         self._config = config
         self._isolation = isolation
@@ -55,6 +56,7 @@ class Service:
         self._logs = logs
         self._recorder = recorder
         self._runs = runs
+        self._lag = lag
         self._started_at = time.monotonic()
 
     # Runs
@@ -70,7 +72,7 @@ class Service:
 
     def run_cancel(self, call: Call, params: Params) -> dict[str, Any]:
         run_id = params["run_id"]
-        if run_id not in self._engine.pending:
+        if run_id not in self._engine.supervisor.runs:
             raise OrpheusError("not-found", f"there is no run {run_id} waiting or going on; it may be over already")
         self._engine.feed(ev.CancelRequested(run_id))
         return {"run_id": run_id, "cancelled": True}
@@ -91,14 +93,15 @@ class Service:
     def agent_list(self, call: Call, params: Params) -> dict[str, Any]:
         agents = self._engine.supervisor.agents
         deployed = sorted(self._deployments.deployed.keys() & agents.keys())
-        return {"agents": [views.agent_row(agents[name]) for name in deployed]}
+        rolled_back = self._deployments.rolled_back
+        return {"agents": [views.agent_row(agents[name], rolled_back.get(name)) for name in deployed]}
 
     def agent_show(self, call: Call, params: Params) -> dict[str, Any]:
         agent = self._agent(params["agent"])
         version = self._deployments.known(agent.id)
         now = self._engine.now()
         return {
-            **views.agent_row(agent),
+            **views.agent_row(agent, self._deployments.rolled_back.get(agent.id)),
             "workers": [views.worker_row(w, self._engine.processes, now) for w in agent.workers.values()],
             "handler": f"{version.manifest.module_name}:{version.manifest.entrypoint}",
             "isolation": self._isolation.mode,
@@ -144,7 +147,7 @@ class Service:
         upload_id = params["upload_id"]
         if upload_id is None:
             upload_id = uploads.begin()
-            call.at_end(partial(uploads.drop, upload_id))
+            call.at_end(partial(uploads.abandon, upload_id))
         return {"upload_id": upload_id, "size_bytes": uploads.append(upload_id, piece)}
 
     def bundle_inspect(self, call: Call, params: Params) -> Later:
@@ -166,6 +169,9 @@ class Service:
 
     def restart(self, call: Call, params: Params) -> Later:
         return self._deployments.restart(params["agent"])
+
+    def rollback(self, call: Call, params: Params) -> Later:
+        return self._deployments.rollback(params["agent"], params["version"])
 
     # Logs and workspaces
 
@@ -223,7 +229,8 @@ class Service:
                 "workers": len(supervisor.pool.workers)}  # fmt: skip
 
     def metrics(self, call: Call, params: Params) -> dict[str, Any]:
-        text = views.metrics_text(self._engine.supervisor, self._engine.processes, self._uptime_s())
+        text = views.metrics_text(
+            self._engine.supervisor, self._engine.processes, self._uptime_s(), self._lag.worst_s)
         return {"text": text}
 
     async def _run_list(self, query: RunQuery) -> dict[str, Any]:

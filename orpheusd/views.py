@@ -12,6 +12,7 @@ from orpheusd.core.agent import Agent
 from orpheusd.core.sessions import Session
 from orpheusd.core.supervisor import Supervisor
 from orpheusd.core.worker import ProcessState, Worker
+from orpheusd.deploy.versions import RolledBackFrom
 from orpheusd.process.processes import Processes
 
 RUN_STATES = ("completed", "failed", "timed-out", "cancelled", "crashed", "rejected", "expired")
@@ -19,7 +20,7 @@ CONTEXTS = ("new", "warm", "spilled", "restored", "lost")
 _HEALTHY = (ProcessState.READY, ProcessState.DRAINING)
 
 
-def agent_row(agent: Agent) -> dict[str, Any]:
+def agent_row(agent: Agent, rolled_back: RolledBackFrom | None) -> dict[str, Any]:
     current = agent.current
     return {
         "name": agent.id,
@@ -31,6 +32,7 @@ def agent_row(agent: Agent) -> dict[str, Any]:
         "sessions": len(agent.sessions),
         "queue": len(agent.waiting),
         "runs": agent.started,
+        "rolled_back": rolled_back._asdict() if rolled_back is not None else None,
     }
 
 
@@ -40,6 +42,7 @@ def worker_row(worker: Worker, processes: Processes, now: float) -> dict[str, An
         "pid": processes.pid(worker.id),
         "version": worker.version,
         "state": worker.state.value,
+        "outdated": worker.outdated,
         "busy": len(worker.runs),
         "sessions": worker.sessions,
         "runs": worker.served,
@@ -82,20 +85,21 @@ def session_row(agent: Agent, id: str, session: Session, now: float) -> dict[str
     }
 
 
-def metrics_text(supervisor: Supervisor, processes: Processes, uptime_s: float) -> str:
+def metrics_text(supervisor: Supervisor, processes: Processes, uptime_s: float, lag_s: float) -> str:
     """The counts in Prometheus' text format."""
     registry = CollectorRegistry()
-    registry.register(_Collector(supervisor, processes, uptime_s))
+    registry.register(_Collector(supervisor, processes, uptime_s, lag_s))
     return generate_latest(registry).decode()
 
 
 class _Collector:
     """Invariant: labels are agent names, states and contexts only, so that the number of series is bounded."""
 
-    def __init__(self, supervisor: Supervisor, processes: Processes, uptime_s: float) -> None:
+    def __init__(self, supervisor: Supervisor, processes: Processes, uptime_s: float, lag_s: float) -> None:
         self._supervisor = supervisor
         self._processes = processes
         self._uptime_s = uptime_s
+        self._lag_s = lag_s
 
     def collect(self) -> list[Metric]:
         gauges = {
@@ -121,9 +125,11 @@ class _Collector:
             for context, count in stats["contexts"].items():
                 contexts.add_metric([name, context], count)
         uptime = GaugeMetricFamily("orpheus_uptime_seconds", "Time since the daemon started", value=self._uptime_s)
+        lag = GaugeMetricFamily(
+            "orpheus_loop_lag_seconds", "How late the event loop was at worst in the last minute", value=self._lag_s)
         ignored = CounterMetricFamily(
             "orpheus_ignored_events", "Facts about the dead", value=float(self._supervisor.ignored))
-        return [*gauges.values(), runs, contexts, uptime, ignored]
+        return [*gauges.values(), runs, contexts, uptime, lag, ignored]
 
 
 def _sample(worker: Worker, processes: Processes) -> dict[str, Any]:

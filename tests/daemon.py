@@ -107,7 +107,7 @@ class Daemon:
         self.http = f"http://127.0.0.1:{free_port()}" if http else None
         self._door = ("--http", self.http.removeprefix("http://")) if self.http else ("--no-http",)
         self._flags = ("--isolation", isolation, *flags)
-        self._env = env or {}
+        self.env = env or {}
         self._log = self.directory / "orpheusd.log"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -124,19 +124,23 @@ class Daemon:
     def start(self) -> Self:
         """Returns when the daemon answers `health`. Raises AssertionError with its log when it does not."""
         assert self.process is None, "the daemon is running"
-        argv = [sys.executable, "-m", "orpheusd", "--state-dir", str(self.state_dir),
-                "--runtime-dir", str(self.runtime_dir), *self._door, *self._flags]
-        with self._log.open("ab") as log:
-            # A session of its own: Ctrl-C in the tests reaches the tests, which then stop the daemon in order.
-            self.process = subprocess.Popen(
-                argv, cwd=ROOT, env={**environment(), **self._env}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True)
+        self.process = self.spawn()
         try:
             eventually(self._answers, READY_TIMEOUT_S, "the daemon to be ready")
         except AssertionError as error:
             self.kill()
             raise AssertionError(f"{error}; its log:\n{self.log[-4000:]}") from None
         return self
+
+    def spawn(self) -> "subprocess.Popen[bytes]":
+        """A process of the daemon, on its way up, for a test that looks after it."""
+        argv = [sys.executable, "-m", "orpheusd", "--state-dir", str(self.state_dir),
+                "--runtime-dir", str(self.runtime_dir), *self._door, *self._flags]
+        with self._log.open("ab") as log:
+            # A session of its own: Ctrl-C in the tests reaches the tests, which then stop the daemon in order.
+            return subprocess.Popen(
+                argv, cwd=ROOT, env={**environment(), **self.env}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True)
 
     def stop(self) -> int:
         """Its exit code after SIGTERM. Raises AssertionError when it did not leave in time; it is killed then."""
@@ -162,6 +166,13 @@ class Daemon:
         self.process.wait(STOP_TIMEOUT_S)
         self.process = None
         self._bury(family)
+
+    def crash(self) -> None:
+        """SIGKILL to the daemon alone: what it started is left to the next one, which `start` starts."""
+        assert self.process is not None, "the daemon is not running"
+        self.process.kill()
+        self.process.wait(STOP_TIMEOUT_S)
+        self.process = None
 
     def restart(self) -> Self:
         self.stop()
@@ -203,7 +214,10 @@ class Daemon:
 
     def deploy(self, folder: Path, env: dict[str, str] | None = None) -> dict[str, Any]:
         """The answer of `deploy` for the agent in `folder`, which must be up and serving by then."""
-        data = bundle(folder)
+        return self.deploy_bundle(bundle(folder), env)
+
+    def deploy_bundle(self, data: bytes, env: dict[str, str] | None = None) -> dict[str, Any]:
+        """The same for any bytes."""
         with self.connect() as control:
             upload: dict[str, str] = {}
             for start in range(0, len(data), PIECE_BYTES):

@@ -2,15 +2,18 @@
 
 from collections import Counter, OrderedDict
 from enum import Enum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from orpheusd.core.lanes import Lane
 from orpheusd.core.lifecycle import move
-from orpheusd.core.restart import Record, Slot
-from orpheusd.core.routing import Lane
+from orpheusd.core.restart import Backoff, Previous, Record, Slot
 from orpheusd.core.run import Run
 from orpheusd.core.scaling import Lull
 from orpheusd.core.sessions import SessionMap
 from orpheusd.core.worker import Template, Worker
+
+if TYPE_CHECKING:
+    from orpheusd.core.adoption import Adoption
 
 
 class AgentState(Enum):
@@ -44,6 +47,7 @@ class Settings(NamedTuple):
     session_ttl_s: float = 86400.0
     session_max: int = 100_000
     session_queue_size: int = 32
+    drain_s: float = 300.0
 
 
 class Agent:
@@ -52,7 +56,10 @@ class Agent:
     Invariant: `current` is the template whose version serves; `candidate` one on trial, or None. `slots` is
     the pool: each live worker that takes new sessions is in exactly one slot. `waiting` holds the queued
     runs in order of arrival, and each of them is in one lane of `lanes`; `rotation` holds the lanes that any
-    worker may serve. `started` is the number of runs on workers. `vacant` holds the slots without a worker.
+    worker of the pool may serve. `started` is the number of runs on workers, `outdated_runs` of those on outdated
+    ones. `vacant` holds the slots without a worker; `pace` is what they wait for together. `previous` is what served
+    before `current`, while that has not shown that it works; `given_up` is why it never will, "" unless `previous` is
+    to take its place again.
     """
 
     def __init__(self, name: str, settings: Settings) -> None:
@@ -73,9 +80,14 @@ class Agent:
         self.lanes: dict[str, Lane] = {}
         self.rotation: OrderedDict[Lane, None] = OrderedDict()
         self.started = 0
+        self.outdated_runs = 0
         self.lull = Lull()
         self.record = Record()
+        self.pace = Backoff()
+        self.previous: Previous | None = None
+        self.given_up = ""
         self.quarantined_until = 0.0
+        self.adoption: Adoption | None = None
         self.removal_request: str | None = None
         self.counts: Counter[str] = Counter()
         self.contexts: Counter[str] = Counter()
@@ -85,8 +97,9 @@ class Agent:
 
     @property
     def demand(self) -> int:
-        """Runs on workers, and sessions whose next run any worker could take: what one more worker would help."""
-        return self.started + len(self.rotation)
+        """Runs on the pool's workers, and sessions whose next run any of them could take: what one more worker would
+        help."""
+        return self.started - self.outdated_runs + len(self.rotation)
 
     @property
     def unwanted(self) -> bool:

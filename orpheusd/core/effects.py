@@ -81,7 +81,8 @@ class Why(NamedTuple):
 class Resolve(NamedTuple):
     """Answer the caller: the run is in its terminal state. `code` is "" when it completed.
 
-    `cause` is how its worker died, when that ended it.
+    `cause` is how its worker died, when that ended it. `retry_in_s` is when asking again makes sense, where the core
+    knows better than the code's own number, else 0.
     """
 
     run: str
@@ -96,6 +97,7 @@ class Resolve(NamedTuple):
     cause: str
     agent: str
     why: Why
+    retry_in_s: float = 0.0
 
 
 class VersionPromoted(NamedTuple):
@@ -115,6 +117,15 @@ class VersionRefused(NamedTuple):
     message: str
 
 
+class RolledBack(NamedTuple):
+    """The current version kept losing its workers in its first minute; the one of before serves again."""
+
+    agent: str
+    version: int
+    failed: int
+    reason: str
+
+
 class AgentRemoved(NamedTuple):
     """The agent is forgotten and no process of it is left."""
 
@@ -128,5 +139,6 @@ class Stopped(NamedTuple):
 
 Effect = (
     StartTemplate | StopTemplate | KillTemplate | ForkWorker | StopWorker | KillWorker
-    | Dispatch | CancelRun | EndSession | Resolve | VersionPromoted | VersionRefused | AgentRemoved | Stopped
+    | Dispatch | CancelRun | EndSession | Resolve | VersionPromoted | VersionRefused | RolledBack | AgentRemoved
+    | Stopped
 )  # fmt: skip

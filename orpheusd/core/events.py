@@ -9,28 +9,78 @@ from typing import NamedTuple
 from orpheusd.core.agent import Settings
 
 
+class Seen(NamedTuple):
+    """A session as it was last seen. `home` is the worker that held it then, None when nobody did."""
+
+    id: str
+    turns: int
+    idle_s: float
+    home: str | None = None
+    saved: bool = False
+
+
+class Orphan(NamedTuple):
+    """A template that an earlier daemon started and that may still be there."""
+
+    template: str
+    version: int
+    settings: Settings
+
+
+class Unfinished(NamedTuple):
+    """A run that has no end yet, as the run log or the worker that holds it has it. `worker` is None when the log does
+    not say that it was started. `left_s` is what it has left of its timeout."""
+
+    run: str
+    session: str | None
+    context: str | None
+    worker: str | None
+    left_s: float
+
+
 class AgentLoaded(NamedTuple):
     """A version that was current when the daemon last ran was found on disk at start.
 
-    `sessions` are those that were seen then, least recently used first: id, runs finished, seconds since the last.
+    `sessions` are those that were seen then, least recently used first; `unfinished` the runs that the log has no
+    end of; `orphans` the templates whose workers may have both.
     """
 
     agent: str
     version: int
     settings: Settings
-    sessions: tuple[tuple[str, int, float], ...] = ()
+    sessions: tuple[Seen, ...] = ()
+    orphans: tuple[Orphan, ...] = ()
+    unfinished: tuple[Unfinished, ...] = ()
+
+
+class TemplateAdopted(NamedTuple):
+    """An orphan has dialled again; `workers` are those it has."""
+
+    template: str
+    workers: tuple[str, ...]
+
+
+class WorkerAdopted(NamedTuple):
+    """A worker of an orphan has dialled again; `sessions` are those it holds, `runs` those whose end nobody has
+    acknowledged."""
+
+    worker: str
+    sessions: tuple[Seen, ...]
+    runs: tuple[Unfinished, ...]
 
 
 class VersionStaged(NamedTuple):
-    """A version is ready to be tried: a new one, or the present one again (a restart).
+    """A version is ready to be tried: a new one, an older one, or the present one again (a restart).
 
-    Answered by VersionPromoted or VersionRefused with the same `request`.
+    Answered by VersionPromoted or VersionRefused with the same `request`. `at_once`: the workers it replaces do not
+    stay for their sessions.
     """
 
     agent: str
     version: int
     settings: Settings
     request: str
+    at_once: bool = False
 
 
 class RemovalRequested(NamedTuple):
@@ -133,7 +183,7 @@ class TimePassed(NamedTuple):
 
 
 Event = (
-    AgentLoaded | VersionStaged | RemovalRequested | ShutdownRequested
+    AgentLoaded | TemplateAdopted | WorkerAdopted | VersionStaged | RemovalRequested | ShutdownRequested
     | TemplateReady | TemplateFailed | TemplateExited
     | WorkerReady | WorkerFailed | WorkerMisbehaved | WorkerExited
     | RunRequested | RunEnded | CancelRequested | SessionEndRequested | TimePassed

@@ -10,7 +10,7 @@ from orpheusd.core.run import RunState
 from orpheusd.core.supervisor import Supervisor
 from orpheusd.core.worker import ProcessState, Worker
 
-_MAY_HAVE_RUNS = (ProcessState.READY, ProcessState.DRAINING, ProcessState.KILLING)
+_MAY_HAVE_RUNS = (ProcessState.STARTING, ProcessState.READY, ProcessState.DRAINING, ProcessState.KILLING)
 
 
 class BrokenInvariant(AssertionError):
@@ -59,9 +59,13 @@ def _check_workers(agent: Agent, supervisor: Supervisor, seen: set[str]) -> None
     for id, worker in agent.workers.items():
         _hold(worker.alive and supervisor.pool.workers.get(id) is worker, f"{id} is held though dead")
         _hold(not worker.runs or worker.state in _MAY_HAVE_RUNS, f"{id} is {worker.state.value} and has runs")
-        _hold(len(worker.runs) <= worker.capacity, f"{id} has more runs than it may")
+        _hold(len(worker.runs) <= worker.capacity or worker.adopted, f"{id} has more runs than it may")
+        _hold(not worker.runs or worker.adopted or worker.state is not ProcessState.STARTING,
+              f"{id} has runs and has not started")
+        _hold(worker.held_back == (agent.adoption is not None), f"{id} is held back: {worker.held_back}")
         _hold(worker.sessions >= 0, f"{id} has fewer than no sessions")
-        _hold((id in agent.idle) == worker.open, f"{id} is {worker.state.value} and idle is {id in agent.idle}")
+        free = worker.open and not worker.outdated
+        _hold((id in agent.idle) == free, f"{id} is {worker.state.value} and idle is {id in agent.idle}")
         for run in worker.runs.values():
             _hold(run.state is RunState.STARTED and run.worker is worker, f"{run.id} is on {id} and does not know it")
             _hold(run.id not in seen, f"{run.id} is held twice")
@@ -72,6 +76,8 @@ def _check_workers(agent: Agent, supervisor: Supervisor, seen: set[str]) -> None
         _hold(id in agent.workers, f"{id} is idle and does not exist")
     started = sum(len(worker.runs) for worker in agent.workers.values())
     _hold(agent.started == started, f"{agent.id} counts {agent.started} started runs of {started}")
+    apart = sum(len(worker.runs) for worker in agent.workers.values() if worker.outdated)
+    _hold(agent.outdated_runs == apart, f"{agent.id} counts {agent.outdated_runs} runs of {apart} on outdated workers")
 
 
 def _check_sessions(agent: Agent) -> None:
@@ -105,8 +111,16 @@ def _check_pool(agent: Agent) -> None:
     owners = [slot.worker for slot in [*agent.slots, agent.trial_slot] if slot.worker is not None]
     _hold(len(owners) == len(set(owners)), f"{agent.id} has one worker in two slots")
     for worker in agent.workers.values():
-        if worker.state is ProcessState.READY:
-            _hold(worker in owners, f"{worker.id} is ready and in no slot")
+        _hold(not worker.outdated or worker not in owners, f"{worker.id} is outdated and in a slot")
+        if worker.state is ProcessState.READY and not worker.held_back:
+            _hold(worker.outdated or worker in owners, f"{worker.id} is ready and in no slot")
+    lingering = [w for w in agent.workers.values() if w.outdated and w.state is ProcessState.READY and not w.held_back]
+    most = max(agent.settings.max_workers, 1)
+    _hold(len(lingering) <= most, f"{len(lingering)} outdated workers of {agent.id} stay")
+    for worker in lingering:
+        _hold(bool(worker.runs) or worker.deadline is not None, f"{worker.id} is outdated and may stay for ever")
+    _hold(not agent.given_up or agent.previous is not None, f"{agent.id} is given up, and there is nothing before it")
+    _hold(not agent.given_up or agent.candidate is not None, f"{agent.id} is given up, and nothing takes its place")
     if agent.state is AgentState.QUARANTINED:
         _hold(not agent.waiting, f"{agent.id} is quarantined and lets runs wait")
     _hold(len(agent.record) <= INTENSITY, "the record of failures grows")
@@ -114,7 +128,7 @@ def _check_pool(agent: Agent) -> None:
 
 def _anything_waits(supervisor: Supervisor) -> bool:
     return any(
-        agent.waiting or agent.started or agent.state is AgentState.QUARANTINED
+        agent.waiting or agent.started or agent.adoption is not None or agent.state is AgentState.QUARANTINED
         or any(w.state is not ProcessState.READY for w in agent.workers.values())
         for agent in supervisor.agents.values()
     )  # fmt: skip

@@ -4,19 +4,20 @@ Waiting runs stand in lanes: one lane a session, in order of arrival, and one fo
 session. Only the head of a lane may start. Where a lane stands says who may serve it:
 
 - in its home's `lanes`: the home is alive but busy, and it is waited for;
-- in the agent's `rotation`: any worker may take it (no home, or a `soft` run whose patience is over);
+- in the agent's `rotation`: any worker of the pool may take it (no home, or a `soft` run whose patience is over);
 - parked: the session has a run in progress and this one may not overlap it.
 
-A worker that frees serves the older of the two lanes it may serve; a lane that was served goes to the end.
+A worker that frees serves the older of the two lanes it may serve; a lane that was served goes to the end. An
+outdated worker serves the lanes that want it as their home, and no other.
 So a waiting run holds no worker, delays no other session, and a session that floods its lane starves nobody.
 """
 
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from orpheusd.core.deadlines import Deadlines
 from orpheusd.core.effects import CancelRun, Dispatch, Effect, EndSession, Resolve, Why
+from orpheusd.core.lanes import Lane
 from orpheusd.core.run import Run, RunState
 from orpheusd.core.sessions import BATCH, Session
 from orpheusd.core.worker import Worker
@@ -26,27 +27,6 @@ if TYPE_CHECKING:
 
 EXCLUSIVE = ("queue", "interrupt")
 COLD = "the session's memory is gone, and only a warm context was asked for; run it without that to go on"
-
-
-class Lane:
-    """Runs of one session that wait, or one run without a session.
-
-    Invariant: not empty while the agent knows it. `ticket` orders lanes by the time they took their place. Patience
-    with the home does not begin before `patient_from`.
-    """
-
-    __slots__ = ("agent", "home", "key", "parked", "patience_at", "patient_from", "runs", "session", "ticket")
-
-    def __init__(self, agent: "Agent", key: str, session: str | None) -> None:
-        self.agent = agent
-        self.key = key
-        self.session = session
-        self.runs: deque[Run] = deque()
-        self.ticket = 0
-        self.home: Worker | None = None
-        self.patient_from = 0.0
-        self.parked = False
-        self.patience_at = 0.0
 
 
 class Router:
@@ -97,16 +77,16 @@ class Router:
         while worker.open:
             lane = self._next_lane(agent, worker)
             if lane is None:
-                agent.idle[worker.id] = worker
+                if not worker.outdated:
+                    agent.idle[worker.id] = worker
                 return
             self._serve(agent, lane, worker, now)
 
     def ended(self, agent: "Agent", run: Run, now: float) -> None:
         """A started run has left its worker, for whatever reason; its session may go on."""
-        agent.started -= 1
         worker = run.worker
         if worker is not None:
-            worker.runs.pop(run.id, None)
+            self._leave(agent, run, worker)
             worker.idle_since = now
         if run.session is not None and run.entry is not None:
             agent.sessions.finish(run.session, run.entry, now)
@@ -115,15 +95,28 @@ class Router:
                 lane.patient_from = now
                 self._place(agent, lane, now)
 
+    def resume(self, agent: "Agent", run: Run, worker: Worker, left_s: float, now: float) -> None:
+        """A run that an earlier daemon handed to `worker`, and that has `left_s` left of its timeout."""
+        self.runs[run.id] = run
+        run.move(RunState.STARTED)
+        run.worker = worker
+        run.started_at = now
+        run.deadline = now + left_s
+        worker.runs[run.id] = run
+        agent.started += 1
+        agent.outdated_runs += worker.outdated
+        if run.session is not None:
+            run.entry = agent.sessions.resume(run.session, now)
+        self._deadlines.arm(worker, run.deadline)
+
     def take_back(self, agent: "Agent", run: Run) -> None:
         """A run was handed to a worker that died without having read it: it waits again, first in its lane.
 
         As if it had never been handed over: a session that it had begun is not known any more. The lane gets its
         place from `home_died`.
         """
-        agent.started -= 1
         if run.worker is not None:
-            run.worker.runs.pop(run.id, None)
+            self._leave(agent, run, run.worker)
         if run.session is not None and run.entry is not None:
             agent.sessions.take_back(run.session, run.entry)
         run.move(RunState.QUEUED)
@@ -193,7 +186,7 @@ class Router:
         self._emit(Resolve(
             run.id, state.value, code, message, run.worker.id if run.worker else None, run.session, run.context,
             run.entry.turns if run.entry else 0, now - (run.started_at if run.worker else run.queued_at), cause,
-            agent.id, _why(run, now)))
+            agent.id, _why(run, now), agent.quarantined_until - now if code == "quarantined" else 0.0))
 
     def evict(self, agent: "Agent", now: float) -> None:
         """End the sessions that are too many and not in use; what is left over waits for the next turn."""
@@ -226,7 +219,7 @@ class Router:
 
     def _next_lane(self, agent: "Agent", worker: Worker) -> Lane | None:
         own = next(iter(worker.lanes), None)
-        anyone = next(iter(agent.rotation), None)
+        anyone = next(iter(agent.rotation), None) if not worker.outdated else None
         if own is None or (anyone is not None and anyone.ticket < own.ticket):
             return anyone
         return own
@@ -266,7 +259,7 @@ class Router:
                 self._refuse(agent, run, "context-not-warm", COLD, now)
                 continue
             worker = self._best_idle(agent) if home is None else home
-            if worker is None or not worker.open or worker.lanes or agent.rotation:
+            if worker is None or not worker.open or worker.lanes or (agent.rotation and not worker.outdated):
                 self._stand(agent, lane, home, now)
                 return
             self._pop_head(agent, lane)
@@ -310,6 +303,7 @@ class Router:
         run.deadline = now + run.timeout_s
         worker.runs[run.id] = run
         agent.started += 1
+        agent.outdated_runs += worker.outdated
         if len(worker.runs) >= worker.capacity:
             agent.idle.pop(worker.id, None)
         self._deadlines.arm(worker, run.deadline)
@@ -320,6 +314,12 @@ class Router:
             if run.context in ("new", "lost"):
                 self._session_began(agent, lane, now)
         self._emit(Dispatch(worker.id, run.id, run.session, run.context, turn, run.timeout_s))
+
+    def _leave(self, agent: "Agent", run: Run, worker: Worker) -> None:
+        """The opposite of `_start`, as far as the worker is concerned."""
+        del worker.runs[run.id]
+        agent.started -= 1
+        agent.outdated_runs -= worker.outdated
 
     def _session_began(self, agent: "Agent", lane: Lane | None, now: float) -> None:
         """A session has a home since now: its waiting runs have patience from here."""

@@ -23,7 +23,12 @@ def cheapest(workers: Iterable[Worker]) -> list[Worker]:
     workers = list(workers)
     dying = [worker for worker in workers if worker.state is ProcessState.KILLING]
     free = [w for w in workers if w.state is ProcessState.READY and not w.runs and not w.lanes]
-    return dying + sorted(free, key=lambda w: (w.sessions > 0, w.sessions > w.saved, w.idle_since))
+    return dying + sorted(free, key=loss)
+
+
+def loss(worker: Worker) -> tuple[bool, bool, bool, float]:
+    """What it costs to let the worker go, to compare: a run, sessions, memory that is not saved, recent use."""
+    return bool(worker.runs), worker.sessions > 0, worker.sessions > worker.saved, worker.idle_since
 
 
 class Lull:

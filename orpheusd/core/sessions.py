@@ -9,8 +9,12 @@ and does constant work a run however many sessions it holds.
 from collections import OrderedDict
 from collections.abc import Container, ItemsView, Iterator
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from orpheusd.core.worker import Worker
+
+if TYPE_CHECKING:
+    from orpheusd.core.events import Seen
 
 #: Sessions that are ended in one turn of the core at most, so that a million of one age do not stop everything else.
 BATCH = 1000
@@ -117,6 +121,38 @@ class SessionMap:
         session = self._by_id[id] = Session(last_used)
         session.turns = turns
         self.homeless += 1
+
+    def resume(self, id: str, now: float) -> Session:
+        """A run of an earlier life of the daemon is going on; where the session lives may come to be known later."""
+        session = self._by_id.get(id)
+        if session is None:
+            self.remember(id, 0, now)
+            session = self._by_id[id]
+        session.running += 1
+        return session
+
+    def claim(self, id: str, worker: Worker) -> Session | None:
+        """The session lives on `worker`, unless it is known to live elsewhere."""
+        session = self._by_id.get(id)
+        if session is not None and session.live_home is None:
+            self._rehome(session, worker)
+        return session
+
+    def settle(self, seen: "Seen", worker: Worker, turns: int, now: float) -> None:
+        """`worker` says that the session lives there, and has finished `turns` runs. It knows better than the disk."""
+        used_at = now - seen.idle_s
+        if seen.id not in self._by_id:
+            self.remember(seen.id, turns, used_at)
+        session = self.claim(seen.id, worker)
+        if session is not None and session.home is worker:
+            session.turns = max(session.turns, turns)
+            session.last_used = max(session.last_used, used_at)
+            if seen.saved:
+                self.mark_saved(seen.id, session)
+
+    def sort(self) -> None:
+        """Put them in order of use again, after `settle`."""
+        self._by_id = OrderedDict(sorted(self._by_id.items(), key=lambda item: item[1].last_used))
 
     def end(self, id: str) -> Worker | None:
         """Forget the session. Returns its home when that lives and should hear of it."""

@@ -13,10 +13,12 @@ from orpheusd.core import events as ev
 from orpheusd.core.agent import Agent, AgentState, Settings
 from orpheusd.core.deadlines import Deadlines
 from orpheusd.core.effects import Effect, Stopped, VersionRefused
+from orpheusd.core.lanes import Lane
 from orpheusd.core.lifecycle import IllegalMove
-from orpheusd.core.pool import Policy, Pool, quarantine_message
-from orpheusd.core.routing import Lane, Router
+from orpheusd.core.pool import Policy, Pool
+from orpheusd.core.routing import Router
 from orpheusd.core.run import Run, RunState
+from orpheusd.core.versions import quarantine_message
 from orpheusd.core.worker import ProcessState, Template, Worker
 
 #: How many events an IllegalMove looks back on.
@@ -54,6 +56,8 @@ class Supervisor:
             ev.TemplateFailed: self._template_failed,
             ev.TemplateExited: self._template_exited,
             ev.AgentLoaded: self._agent_loaded,
+            ev.TemplateAdopted: self._template_adopted,
+            ev.WorkerAdopted: self._worker_adopted,
             ev.VersionStaged: self._version_staged,
             ev.RemovalRequested: self._removal_requested,
             ev.ShutdownRequested: self._shutdown_requested,
@@ -81,6 +85,9 @@ class Supervisor:
         self._effects.append(effect)
 
     def _settle(self, agent: Agent, now: float) -> None:
+        adoption = agent.adoption
+        if adoption is not None and (adoption.complete or adoption.deadline <= now):
+            self.pool.adopter.over(agent, now)
         if agent.unwanted or self.stopping:
             if self.pool.farewell(agent, now) and self.agents.get(agent.id) is agent:
                 del self.agents[agent.id]
@@ -223,10 +230,26 @@ class Supervisor:
             self.ignored += 1
             return None
         agent = self.agents[event.agent] = Agent(event.agent, event.settings)
-        for id, turns, idle_s in event.sessions:
-            agent.sessions.remember(id, turns, now - idle_s)
+        for seen in event.sessions:
+            agent.sessions.remember(seen.id, seen.turns, now - seen.idle_s)
         self.deadlines.arm(agent, now)
-        self.pool.load(agent, event.version, now)
+        self.pool.adopter.begin(agent, event, now)
+        if agent.current is None:
+            self.pool.load(agent, event.version, now)
+        return agent
+
+    def _template_adopted(self, event: ev.TemplateAdopted, now: float) -> Agent | None:
+        template, agent = self._template(event.template)
+        if template is not None and agent is not None:
+            self.pool.adopter.template_adopted(agent, template, event, now)
+        return agent
+
+    def _worker_adopted(self, event: ev.WorkerAdopted, now: float) -> Agent | None:
+        worker = self._living(event.worker)
+        if worker is None:
+            return None
+        agent = self.agents[worker.agent]
+        self.pool.adopter.worker_adopted(agent, worker, event, now)
         return agent
 
     def _version_staged(self, event: ev.VersionStaged, now: float) -> Agent | None:
@@ -237,7 +260,7 @@ class Supervisor:
         agent = self.agents.get(event.agent)
         if agent is None:
             agent = self.agents[event.agent] = Agent(event.agent, event.settings)
-        self.pool.stage(agent, event.version, event.settings, event.request, now)
+        self.pool.versions.stage(agent, event.version, event.settings, event.request, event.at_once, now)
         return agent
 
     def _removal_requested(self, event: ev.RemovalRequested, now: float) -> Agent | None:
@@ -245,6 +268,7 @@ class Supervisor:
         if agent is None or agent.state is AgentState.REMOVED:
             self.ignored += 1
             return None
+        self.pool.adopter.over(agent, now)
         self.pool.wind_down(agent, "being removed", now)
         agent.move(AgentState.REMOVED)
         agent.removal_request = event.request
@@ -257,6 +281,7 @@ class Supervisor:
         self.stopping = True
         agents = list(self.agents.values())
         for agent in agents:
+            self.pool.adopter.over(agent, now)
             self.pool.wind_down(agent, "stopping with the daemon", now)
         for agent in agents[1:]:
             self._settle(agent, now)
@@ -304,12 +329,14 @@ class Supervisor:
         ttl_s = agent.settings.session_ttl_s
         for id in agent.sessions.expired(ttl_s, now, agent.lanes):
             self.router.end_session(agent, id, "ttl")
+        if agent.adoption is not None and agent.adoption.deadline > now:
+            self.deadlines.arm(agent, agent.adoption.deadline)
         expiry = agent.sessions.next_expiry(ttl_s, now, agent.lanes)
         if expiry is not None:
             self.deadlines.arm(agent, expiry)
         if agent.state is AgentState.QUARANTINED:
             if agent.quarantined_until <= now:
-                self.pool.release(agent, now)
+                self.pool.versions.release(agent)
             else:
                 self.deadlines.arm(agent, agent.quarantined_until)
 

@@ -12,8 +12,8 @@ from orpheusd.core.lifecycle import move
 
 if TYPE_CHECKING:
     from orpheusd.core.agent import Settings
+    from orpheusd.core.lanes import Lane
     from orpheusd.core.restart import Slot
-    from orpheusd.core.routing import Lane
     from orpheusd.core.run import Run
 
 
@@ -46,10 +46,11 @@ class Template:
     """The process that forks the workers of one agent version.
 
     Invariant: `workers` counts the workers it forked that have not exited. `request` is set while the
-    version is on trial, and names who waits for the verdict.
+    version is on trial, and names who waits for the verdict. `at_once`: the workers it replaces do not stay
+    for their sessions.
     """
 
-    __slots__ = ("agent", "deadline", "id", "request", "settings", "state", "version", "workers")
+    __slots__ = ("agent", "at_once", "deadline", "id", "request", "settings", "state", "version", "workers")
 
     def __init__(self, id: str, agent: str, version: int, settings: "Settings", request: str | None) -> None:
         self.id = id
@@ -57,6 +58,7 @@ class Template:
         self.version = version
         self.settings = settings
         self.request = request
+        self.at_once = False
         self.state = ProcessState.STARTING
         self.workers = 0
         self.deadline: float | None = None
@@ -68,14 +70,16 @@ class Template:
 class Worker:
     """One worker process.
 
-    Invariant: it has runs only while READY, DRAINING or KILLING, and never more than `capacity` of them.
-    `sessions` counts the sessions whose home it is, `saved` those of them with saved state; `lanes` are the waiting
-    lanes that want this worker.
+    Invariant: it has runs only while READY, DRAINING or KILLING, and never more than `capacity` of them; one that was
+    `adopted` has what it had. `held_back`: it takes none until its agent's adoption is over. `sessions` counts the
+    sessions whose home it is, `saved` those of them with saved state; `lanes` are the waiting lanes that want it.
+    `outdated_at` is when a newer version replaced its own, None while it is of the pool: from then on it serves the
+    runs of its own sessions only, and leaves when none has come for a while.
     """
 
     __slots__ = (
-        "agent", "capacity", "deadline", "failure", "id", "idle_since", "lanes", "runs", "saved", "served",
-        "sessions", "slot", "started_at", "state", "template", "version",
+        "adopted", "agent", "capacity", "deadline", "failure", "held_back", "id", "idle_since", "lanes", "outdated_at",
+        "runs", "saved", "served", "sessions", "slot", "started_at", "state", "template", "version",
     )  # fmt: skip
 
     def __init__(self, id: str, template: Template, slot: "Slot", now: float) -> None:
@@ -95,6 +99,9 @@ class Worker:
         self.idle_since = now
         self.deadline: float | None = None
         self.failure = ""
+        self.adopted = False
+        self.held_back = False
+        self.outdated_at: float | None = None
 
     def move(self, state: ProcessState) -> None:
         move(self, TRANSITIONS, state)
@@ -106,5 +113,9 @@ class Worker:
 
     @property
     def open(self) -> bool:
-        """Whether it can take one more run now."""
-        return self.state is ProcessState.READY and len(self.runs) < self.capacity
+        """Whether it can take one more run now; if it is outdated, of its own sessions."""
+        return self.state is ProcessState.READY and len(self.runs) < self.capacity and not self.held_back
+
+    @property
+    def outdated(self) -> bool:
+        return self.outdated_at is not None

@@ -33,7 +33,7 @@ def answer(facts: dict[str, Any], missing_env: list[str]) -> None:
     setup = Setup(
         agent=facts["name"], version=0, module=facts["module"], entrypoint=facts["entrypoint"],
         concurrency=facts["concurrency"], preload=False, env={}, code_dir=code_dir,
-        workspace_dir=facts["workspace_dir"], result_limit_bytes=0, isolation="none")
+        workspace_dir=facts["workspace_dir"], result_limit_bytes=0, orphan_ttl_s=0.0, isolation="none")
     sys.path.insert(0, code_dir)
     try:
         handler.load(setup)

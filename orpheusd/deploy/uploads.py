@@ -3,6 +3,7 @@
 It knows nothing of what the bytes are. Time comes from the clock it is given.
 """
 
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ class _Upload:
     path: Path
     size_bytes: int
     expires_at: float
+    claimed: bool = False
 
 
 class Uploads:
@@ -64,8 +66,26 @@ class Uploads:
         return upload.size_bytes
 
     def open(self, upload_id: str) -> Path:
-        """The file of an upload, which stays until `drop`. Raises OrpheusError(not-found)."""
+        """The file of an upload, to be read at once. Raises OrpheusError(not-found)."""
         return self._find(upload_id).path
+
+    def claim(self, upload_id: str) -> Path:
+        """The file of an upload, which stays until `drop`, whoever leaves meanwhile. Raises OrpheusError(not-found).
+
+        Nobody else can claim it.
+        """
+        upload = self._find(upload_id)
+        if upload.claimed:
+            raise OrpheusError("conflict", f"upload {upload_id} is being deployed already; begin a new one")
+        upload.claimed = True
+        upload.expires_at = math.inf
+        return upload.path
+
+    def abandon(self, upload_id: str) -> None:
+        """Whoever began it has left: drop it, unless it is claimed."""
+        upload = self._uploads.get(upload_id)
+        if upload is not None and not upload.claimed:
+            self.drop(upload_id)
 
     def drop(self, upload_id: str) -> None:
         upload = self._uploads.pop(upload_id, None)

@@ -5,7 +5,9 @@ the new. It starts no process and knows nothing of workers.
 
     agents/NAME/current             the number of the version in use
     agents/NAME/last                the highest number ever given; numbers are never given twice
-    agents/NAME/versions/N/         code/  manifest.json  env.json (0600)  venv (the name of one below venvs/)
+    agents/NAME/rolled-back         which version the current one was put in place of by itself, and why
+    agents/NAME/versions/N/         code/  manifest.json  env.json (0600)  venv (the name of one below venvs/)  served
+                                    trial (until the version serves; what a killed daemon left on trial is removed)
     venvs/  workspaces/NAME/  logs/NAME/  pip-cache/  tmp/ (emptied at start)
 """
 
@@ -15,6 +17,7 @@ import os
 import secrets
 import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +28,7 @@ from orpheusd.deploy import beneath
 from orpheusd.deploy.bundle import MANIFEST, REQUIREMENTS, sync_directory, unpack
 from orpheusd.deploy.uploads import Uploads
 from orpheusd.errors import OrpheusError
+from orpheusd.failpoints import reached
 from orpheusd.operations import AGENT_NAME
 
 #: Versions kept beside the current one, to go back to.
@@ -56,6 +60,14 @@ class StoredVersion(NamedTuple):
         return self.code_dir / REQUIREMENTS
 
 
+class RolledBackFrom(NamedTuple):
+    """A version that was rolled back by itself: it kept losing its workers in its first minute. `at` is a date."""
+
+    version: int
+    reason: str
+    at: float
+
+
 class Listing(NamedTuple):
     """The current version of every agent, and a sentence for each folder that could not be read."""
 
@@ -64,17 +76,27 @@ class Listing(NamedTuple):
 
 
 class VersionStore:
-    """The files of one state directory. Invariant: `current` names a version that is whole and on disk."""
+    """The files of one state directory.
+
+    Invariant: `current` names a version that is whole and on disk, and so is every version without a `trial` mark.
+    """
 
     def __init__(self, state_dir: Path) -> None:
         self.state_dir = state_dir
         self.uploads = Uploads(state_dir / "tmp")
 
     def prepare(self) -> None:
-        """Makes the directories and empties tmp/. Call once, when the daemon holds the state directory."""
+        """Makes the directories, empties tmp/ and removes versions that a deploy which was killed left half done.
+
+        Call once, when the daemon holds the state directory.
+        """
         for name in _DIRECTORIES:
             (self.state_dir / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         beneath.empty(self.state_dir / "tmp")
+        for mark in (self.state_dir / "agents").glob("*/versions/*/trial"):
+            # what cannot be read here is reported by `list_agents`
+            with suppress(OSError, OrpheusError, ValueError):
+                self._settle(mark.parts[-4], int(mark.parent.name))
 
     def stage(self, name: str, bundle: Path) -> StoredVersion:
         """The next version of agent `name`, unpacked from `bundle` and on disk, but not current.
@@ -86,17 +108,20 @@ class VersionStore:
         stage_dir.mkdir(mode=0o700)
         try:
             unpack(bundle, stage_dir / "code")
+            reached("deploy-unpacked")
             manifest = parse_manifest((stage_dir / "code" / MANIFEST).read_text("utf-8-sig"))
             if manifest.name != name:
                 raise OrpheusError(
                     "invalid-request", f"cannot deploy as {name}: the bundle's agent.yaml names {manifest.name}")
             record = {"deployed_at": time.time(), "manifest": manifest.model_dump(mode="json")}
             _write(stage_dir / "manifest.json", json.dumps(record, indent=1))
+            _write(stage_dir / "trial", "")
             (agent_dir / "versions").mkdir(mode=0o700, parents=True, exist_ok=True)
             self.workspace_dir(name).mkdir(mode=0o700, exist_ok=True)
             number = self._next_number(name)
             stage_dir.rename(agent_dir / "versions" / str(number))
             sync_directory(agent_dir / "versions")
+            reached("deploy-staged")
         except BaseException:
             beneath.remove(stage_dir)
             raise
@@ -117,11 +142,27 @@ class VersionStore:
         _write(self._version_dir(name, number) / "venv", venv)
         return self.load(name, number)
 
-    def set_current(self, name: str, number: int) -> None:
-        """Makes a version the one that is used from now on, and after a restart."""
+    def set_current(self, name: str, number: int, rolled_back: RolledBackFrom | None = None) -> None:
+        """Makes a version the one that is used from now on, and after a restart; `rolled_back` is why, if it is an
+        older one that took its place again by itself."""
         if not self._version_dir(name, number).is_dir():
             raise OrpheusError("not-found", f"{name} has no version {number}")
+        _write(self._version_dir(name, number) / "served", "")
         _write(self._agent_dir(name) / "current", str(number))
+        (self._version_dir(name, number) / "trial").unlink(missing_ok=True)
+        sync_directory(self._version_dir(name, number))
+        note = self._agent_dir(name) / "rolled-back"
+        if rolled_back is not None:
+            _write(note, json.dumps(rolled_back._asdict()))
+        else:
+            note.unlink(missing_ok=True)
+
+    def rolled_back(self, name: str) -> RolledBackFrom | None:
+        """What `set_current` was told last. A note that cannot be read is none."""
+        try:
+            return RolledBackFrom(**json.loads(_read(self._agent_dir(name) / "rolled-back") or "null"))
+        except (OSError, ValueError, TypeError):
+            return None
 
     def current(self, name: str) -> int | None:
         """The number of the version in use, None when there is none."""
@@ -134,6 +175,10 @@ class VersionStore:
         except FileNotFoundError:
             return []
         return sorted(int(each) for each in names if each.isascii() and each.isdecimal())
+
+    def served(self, name: str) -> list[int]:
+        """The numbers of the versions on disk that have been current, ascending: those that can be gone back to."""
+        return [number for number in self.versions(name) if (self._version_dir(name, number) / "served").exists()]
 
     def load(self, name: str, number: int) -> StoredVersion:
         """One version as it is on disk. Raises OrpheusError(not-found), or (internal) when it is damaged."""
@@ -184,10 +229,12 @@ class VersionStore:
                 pass
 
     def prune(self, name: str, in_use: Collection[int] = ()) -> list[int]:
-        """Removes old versions: all but the current, the `KEPT_VERSIONS` newest others, and those `in_use`."""
+        """Removes old versions: all but the current, the `KEPT_VERSIONS` newest others that have served, and those
+        `in_use`. What never served is left of a deploy that was interrupted."""
         current = self.current(name)
-        others = [number for number in self.versions(name) if number != current]
-        old = [number for number in others[:-KEPT_VERSIONS] if number not in in_use]
+        others = [number for number in self.served(name) if number != current]
+        kept = {current, *others[-KEPT_VERSIONS:], *in_use}
+        old = [number for number in self.versions(name) if number not in kept]
         for number in old:
             beneath.remove(self._version_dir(name, number))
         return old
@@ -197,6 +244,7 @@ class VersionStore:
         agent_dir = self._agent_dir(name)
         if agent_dir.is_dir():
             (agent_dir / "current").unlink(missing_ok=True)
+            (agent_dir / "rolled-back").unlink(missing_ok=True)
             sync_directory(agent_dir)
             beneath.remove(agent_dir / "versions")
         if purge:
@@ -242,6 +290,13 @@ class VersionStore:
         except FileNotFoundError:
             pass
 
+    def _settle(self, name: str, number: int) -> None:
+        """End the trial of a version whose deploy was killed: it had become current, or it goes."""
+        if self.current(name) == number:
+            self.set_current(name, number)
+        else:
+            self.discard(name, number)
+
     def _no_workspace(self, name: str, error: OSError) -> OrpheusError:
         if isinstance(error, FileNotFoundError):
             return OrpheusError("not-found", f"{name} has no workspace; it gets one with its first deploy")
@@ -274,6 +329,7 @@ def _write(path: Path, text: str) -> None:
         stream.write(text)
         stream.flush()
         os.fsync(fd)
+    reached("file-written")
     temporary.rename(path)
     sync_directory(path.parent)
 

@@ -6,16 +6,19 @@ it does; what a stream would have told it meanwhile is dropped and counted.
 """
 
 import asyncio
-import grp
 import logging
 import os
-import pwd
+import time
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 import orjson
 
+from orpheusd.doors.place import listen
+from orpheusd.doors.rights import gid_of, rights_of
 from orpheusd.errors import OrpheusError
 from orpheusd.operations import BY_NAME, Access, Operation, check_params
 from orpheusd.process.pidfds import Peer, peer_of
@@ -44,6 +47,12 @@ CLIENTS_LIMIT = 512
 IN_FLIGHT_LIMIT = 4096
 #: Bytes of answers that may wait for a client before it is not listened to any more.
 WRITE_LIMIT_BYTES = 1024 * 1024
+#: Bytes of answers after which a client that does not read is cut off: 32 results of the greatest size.
+UNREAD_LIMIT_BYTES = 256 * 1024 * 1024
+#: Frames of one client that are served before others get their turn; a run costs some 50 microseconds.
+TURN_FRAMES = 64
+#: The least that operations get to undo what they did, and clients to read the answers they have.
+LAST_S = 0.2
 
 _RANK = {Access.READ: 0, Access.RUN: 1, Access.ADMIN: 2}
 
@@ -110,7 +119,9 @@ class Call:
 
 
 class Connection(asyncio.Protocol):
-    """One client. Invariant: `_calls` are those that have not been answered."""
+    """One client. Invariant: `_calls` are those that have not been answered; while frames wait in `_backlog`, or
+    answers beyond WRITE_LIMIT_BYTES, nothing more is read.
+    """
 
     def __init__(self, door: "ControlDoor", source: str, rights: Access | None) -> None:
         self.source = source
@@ -120,8 +131,11 @@ class Connection(asyncio.Protocol):
         self._buffer = LineBuffer(FRAME_LIMIT_BYTES)
         self._transport: asyncio.Transport | None = None
         self._calls: set[Call] = set()
+        self._backlog: deque[bytes] = deque()
         self._full = False
+        self._is_paused = False
         self.silent = False
+        self.idle_since = time.monotonic()
         self._last_acts: list[Callable[[], None]] = []
         self.lost = False
 
@@ -130,7 +144,7 @@ class Connection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=WRITE_LIMIT_BYTES)
         self.peer = peer_of(transport.get_extra_info("socket"))
         if self._rights is None:
-            self._rights = self._door.rights_of(self.peer)
+            self._rights = rights_of(self.peer, self._door.admin_group)
         if self._rights is None:
             self._refuse(None, OrpheusError(
                 "permission-denied", f"uid {self.peer.uid} may not use this socket; root, the daemon's own user and "
@@ -148,22 +162,22 @@ class Connection(asyncio.Protocol):
             if self._transport is not None:
                 self._transport.close()
             return
-        for line in lines:
-            if self._transport is None or self._transport.is_closing():
-                return
-            if line.strip():
-                self._serve(line)
+        self.idle_since = time.monotonic()
+        self._backlog.extend(lines)
+        if len(self._backlog) == len(lines):
+            self._serve_turn()
 
     def eof_received(self) -> bool:
         """A client that has said all it wants to say may still wait for its answers."""
         self.silent = True
         self._abandon(self._calls)
-        return bool(self._calls)
+        return not self.idle
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self.lost = True
         self._door.dismiss(self)
+        self._backlog.clear()
         calls, self._calls = self._calls, set()
         for call in calls:
             call.abandoned()
@@ -176,19 +190,28 @@ class Connection(asyncio.Protocol):
         else:
             self._last_acts.append(callback)
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing it asked for is left to be done."""
+        return not self._calls and not self._backlog
+
     def pause_writing(self) -> None:
         self._full = True
-        if self._transport is not None:
-            self._transport.pause_reading()
+        self._pause()
 
     def resume_writing(self) -> None:
         self._full = False
-        if self._transport is not None:
-            self._transport.resume_reading()
+        self._serve_turn()
 
     def write(self, frame: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(frame + b"\n")
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if transport.get_write_buffer_size() > UNREAD_LIMIT_BYTES:
+            log.warning("a client that does not read its answers is cut off (%s)", self.peer)
+            transport.abort()
+        else:
+            transport.write(frame + b"\n")
 
     def write_event(self, frame: bytes) -> None:
         """An event may be dropped where an answer may not."""
@@ -199,9 +222,33 @@ class Connection(asyncio.Protocol):
 
     def done(self, call: Call) -> None:
         self._calls.discard(call)
-        if self.silent and not self._calls:
+        self.idle_since = time.monotonic()
+        if self.silent and self.idle:
             # after the answer, which is written in this turn of the loop
             asyncio.get_running_loop().call_soon(self.close)
+
+    def _serve_turn(self) -> None:
+        """Serve what has arrived; when that is more than a turn's share, the rest after everybody else had a turn."""
+        for _ in range(min(len(self._backlog), TURN_FRAMES)):
+            if self._full or self._transport is None or self._transport.is_closing():
+                return
+            line = self._backlog.popleft()
+            if line.strip():
+                self._serve(line)
+        if self._backlog:
+            self._pause()
+            asyncio.get_running_loop().call_soon(self._serve_turn)
+        elif self.silent:
+            if self.idle:
+                self.close()
+        elif self._is_paused and not self._full and self._transport is not None:
+            self._is_paused = False
+            self._transport.resume_reading()
+
+    def _pause(self) -> None:
+        if not self._is_paused and self._transport is not None:
+            self._is_paused = True
+            self._transport.pause_reading()
 
     def _serve(self, line: bytes) -> None:
         try:
@@ -225,9 +272,8 @@ class Connection(asyncio.Protocol):
             self._begin(call, request)
         except OrpheusError as error:
             call.refuse(error)
-        except Exception:
-            log.exception("%s failed", operation.name)
-            call.refuse(OrpheusError("internal", f"{operation.name} failed inside the daemon; its log says more"))
+        except Exception as error:
+            call.refuse(_fault(operation, error))
 
     def _abandon(self, calls: Iterable[Call]) -> None:
         """The callers of these have left: those that want to know are told, and answered no more."""
@@ -259,7 +305,10 @@ class Connection(asyncio.Protocol):
 
 
 class ControlDoor:
-    """The listening socket and its connections. Invariant: at most CLIENTS_LIMIT of them."""
+    """The listening socket and its connections.
+
+    Invariant: at most CLIENTS_LIMIT of them. When there would be more, the one that has been idle longest goes.
+    """
 
     def __init__(self, service: Service, admin_group: str) -> None:
         self.admin_group = admin_group
@@ -268,55 +317,37 @@ class ControlDoor:
             name: getattr(service, name.replace(".", "_")) for name in BY_NAME
         }
         self._connections: set[Connection] = set()
+        self._empty = asyncio.Event()
+        self._empty.set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.AbstractServer | None = None
 
     async def open(self, path: Path) -> None:
-        """Listen on `path`, replacing a socket that nobody serves. The caller holds the state directory's lock.
-
-        Never connectable with a wrong mode: bound under a temporary name, and renamed once it is right.
-        """
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        if len(os.fsencode(temporary)) > SUN_PATH_BYTES:
-            raise OrpheusError("invalid-request", f"the control socket's path is too long for the kernel: {path} (at "
-                                                  f"most {SUN_PATH_BYTES - 8} bytes); choose a shorter runtime_dir")
-        if path.exists() and not path.is_socket():
-            raise OrpheusError("conflict", f"{path} exists and is not a socket; move it away")
-        temporary.unlink(missing_ok=True)
-        umask = os.umask(0o177)
-        try:
-            loop = asyncio.get_running_loop()
-            self._server = await loop.create_unix_server(
-                lambda: Connection(self, "ctl", None), str(temporary), backlog=512, start_serving=False)
-        finally:
-            os.umask(umask)
-        gid = _gid_of(self.admin_group)
-        if gid is not None and os.geteuid() == 0:
-            os.chown(temporary, -1, gid)
-            temporary.chmod(0o660)
-        await self._server.start_serving()
-        temporary.rename(path)
+        """Listen on `path`. The caller holds the directory's lock, and has asked `check_place`."""
+        gid = gid_of(self.admin_group) if os.geteuid() == 0 else None
+        self._server = await listen(path, lambda: Connection(self, "ctl", None), gid)
 
     async def adopt(self, sock: Any, source: str, rights: Access) -> None:
         """Serve an already connected socket, such as a front door's, with exactly `rights`."""
         await asyncio.get_running_loop().create_unix_connection(
             lambda: Connection(self, source, rights), sock=sock)
 
-    def rights_of(self, peer: Peer) -> Access | None:
-        """Root, the daemon's own user and the admin group may do everything; nobody else anything."""
-        if peer.uid in (0, os.getuid()):
-            return Access.ADMIN
-        gid = _gid_of(self.admin_group)
-        return Access.ADMIN if gid is not None and gid in _groups_of(peer) else None
-
     def admit(self, connection: Connection) -> bool:
         if len(self._connections) >= CLIENTS_LIMIT:
-            return False
+            idle = [one for one in self._connections if one.idle]
+            if not idle:
+                return False
+            longest = min(idle, key=lambda one: one.idle_since)
+            longest.close()
+            self.dismiss(longest)
         self._connections.add(connection)
+        self._empty.clear()
         return True
 
     def dismiss(self, connection: Connection) -> None:
         self._connections.discard(connection)
+        if not self._connections:
+            self._empty.set()
 
     def spawn(self, call: Call, work: Coroutine[Any, Any, Any]) -> None:
         """Carry out an operation that takes time; it goes on if its caller leaves."""
@@ -329,14 +360,19 @@ class ControlDoor:
             self._server.close()
 
     async def close(self, timeout_s: float) -> None:
-        """Let operations finish for `timeout_s`, then close every connection."""
+        """Let operations finish, and clients read their answers, for `timeout_s`; then let go of both."""
         self.stop_accepting()
-        if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=timeout_s)
-            for task in late:
-                task.cancel()
+        by = asyncio.get_running_loop().time() + timeout_s
+        late = (await asyncio.wait(self._tasks, timeout=timeout_s))[1] if self._tasks else set()
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late, timeout=LAST_S)
         for connection in list(self._connections):
             connection.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(by - asyncio.get_running_loop().time(), LAST_S)):
+                await self._empty.wait()
 
     async def _carry_out(self, call: Call, work: Coroutine[Any, Any, Any]) -> None:
         try:
@@ -347,25 +383,12 @@ class ControlDoor:
             call.refuse(error)
         except asyncio.CancelledError:
             call.refuse(OrpheusError("draining", "the daemon is stopping"))
-        except Exception:
-            log.exception("%s failed", call.operation.name)
-            call.refuse(OrpheusError("internal", f"{call.operation.name} failed inside the daemon; its log says more"))
+        except Exception as error:
+            call.refuse(_fault(call.operation, error))
 
 
-#: sun_path of unix(7) is 108 bytes with its final NUL.
-SUN_PATH_BYTES = 107
-
-
-def _gid_of(group: str) -> int | None:
-    try:
-        return grp.getgrnam(group).gr_gid
-    except KeyError:
-        return None
-
-
-def _groups_of(peer: Peer) -> set[int]:
-    """The peer's groups. SO_PEERCRED has only the first; the others are those of its user."""
-    try:
-        return {peer.gid, *os.getgrouplist(pwd.getpwuid(peer.uid).pw_name, peer.gid)}
-    except KeyError:
-        return {peer.gid}
+def _fault(operation: Operation, error: Exception) -> OrpheusError:
+    """What nobody foresaw goes into the log; the caller is told what the system said, if it was the system."""
+    log.error("%s failed", operation.name, exc_info=error)
+    reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+    return OrpheusError("internal", f"{operation.name} failed inside the daemon{reason}; its log says more")

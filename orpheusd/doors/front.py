@@ -6,17 +6,21 @@ rights to read and run, and nothing more. What a door does with HTTP is no busin
 """
 
 import asyncio
+import errno
 import logging
 import signal
 import socket
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 from orpheusd.config import http_address
 from orpheusd.doors.control import ControlDoor
-from orpheusd.errors import OrpheusError
+from orpheusd.errors import AddressInUse, OrpheusError
 from orpheusd.operations import Access
 from orpheusd.process.child import Child
+from orpheusd.process.listeners import listener_on
+from orpheusd.tasks import must_not_fail
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +30,12 @@ RESTART_FIRST_S = 0.1
 RESTART_MOST_S = 10.0
 #: A door that lived this long was well.
 WELL_S = 30.0
+#: A door that was told to go is killed when it has not this long after its own grace; it dies of that in milliseconds.
+LATE_S = 0.2
 
 
 def bind(address: str) -> socket.socket:
-    """The listening socket for `address`. Raises OrpheusError(conflict) when somebody else has it."""
+    """The listening socket for `address`. Raises AddressInUse, or OrpheusError when there is another reason."""
     host, port = http_address(address)
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
@@ -39,18 +45,30 @@ def bind(address: str) -> socket.socket:
         sock.setblocking(False)
     except OSError as error:
         sock.close()
-        raise OrpheusError("conflict", f"cannot listen on {address}: {error.strerror}; is another orpheusd running? "
-                                       "choose another address with --http, or use --no-http") from error
+        if error.errno == errno.EADDRINUSE:
+            raise AddressInUse(f"cannot listen on {address}: {listener_on(port) or 'another process'} does; choose "
+                               "another address with --http, or use --no-http") from error
+        raise OrpheusError("conflict", f"cannot listen on {address}: {error.strerror}; choose another address with "
+                                       "--http, or use --no-http") from error
     return sock
 
 
-class FrontDoors:
-    """Invariant: while open, `count` doors run or wait to be restarted."""
+def tag_of(runtime_dir: Path) -> str:
+    """What marks the doors of the daemon with this runtime directory."""
+    return f"ORPHEUS_DOOR_OF={runtime_dir}"
 
-    def __init__(self, control: ControlDoor, sock: socket.socket, count: int) -> None:
+
+class FrontDoors:
+    """Invariant: while open, `count` doors run or wait to be restarted. A door that is told to go lets requests finish
+    for `grace_s` seconds.
+    """
+
+    def __init__(self, control: ControlDoor, sock: socket.socket, count: int, grace_s: float, tag: str) -> None:
         self._control = control
+        self._tag = tag
         self._sock = sock
         self._count = count
+        self._grace_s = grace_s
         self._children: set[Child] = set()
         self._keepers: list[asyncio.Task[None]] = []
         self._closing = asyncio.Event()
@@ -58,19 +76,23 @@ class FrontDoors:
     def open(self) -> None:
         loop = asyncio.get_running_loop()
         self._keepers = [loop.create_task(self._keep()) for _ in range(self._count)]
+        for keeper in self._keepers:
+            keeper.add_done_callback(must_not_fail)
 
-    async def close(self, grace_s: float) -> None:
-        """Ask the doors to finish what they have, then kill those that have not after `grace_s`."""
+    async def close(self, timeout_s: float) -> None:
+        """Ask the doors to finish what they have, and kill those that are there after `timeout_s`."""
         self._closing.set()
+        self._sock.close()
         for child in self._children:
             child.signal(signal.SIGTERM)
-        _, late = await asyncio.wait(self._keepers, timeout=grace_s)
+        if not self._keepers:
+            return
+        _, late = await asyncio.wait(self._keepers, timeout=timeout_s + LATE_S)
         if late:
-            log.warning("a front door did not leave within %g s and is killed", grace_s)
+            log.warning("a front door did not leave within %g s and is killed", timeout_s)
             for child in self._children:
                 child.signal(signal.SIGKILL)
-            await asyncio.wait(late, timeout=grace_s)
-        self._sock.close()
+            await asyncio.wait(late, timeout=LATE_S)
 
     async def _keep(self) -> None:
         loop = asyncio.get_running_loop()
@@ -93,8 +115,9 @@ class FrontDoors:
         ours, theirs = socket.socketpair()
         with theirs:
             fds = (self._sock.fileno(), theirs.fileno())
-            argv = [sys.executable, "-m", "orpheusd.doors.http", f"--listen-fd={fds[0]}", f"--control-fd={fds[1]}"]
-            child = Child(argv, fds)
+            argv = [sys.executable, "-m", "orpheusd.doors.http", f"--listen-fd={fds[0]}", f"--control-fd={fds[1]}",
+                    f"--limit=grace_s={self._grace_s}"]
+            child = Child(argv, fds, self._tag)
         self._children.add(child)
         try:
             ours.setblocking(False)

@@ -1,17 +1,22 @@
-"""A program of ours that the daemon starts and outlives: started, signalled and reaped by a pidfd."""
+"""A program of ours that the daemon starts and means to outlive: started, signalled and reaped by a pidfd.
+
+If the daemon is killed first, the next one finds it by its tag.
+"""
 
 import subprocess
 from collections.abc import Sequence
 
+from orpheusd.process import survivors
 from orpheusd.process.pidfds import PidFd
 
 
 class Child:
     """Invariant: the process is not reaped until `wait` has returned, so its pid stays its own."""
 
-    def __init__(self, argv: Sequence[str], pass_fds: Sequence[int]) -> None:
+    def __init__(self, argv: Sequence[str], pass_fds: Sequence[int], tag: str) -> None:
+        """`tag` is `NAME=value` in its environment, for `kill_leftovers`."""
         self._process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, pass_fds=tuple(pass_fds), start_new_session=True)
+            ["/usr/bin/env", tag, *argv], stdin=subprocess.DEVNULL, pass_fds=tuple(pass_fds), start_new_session=True)
         self._held = PidFd(self._process.pid)
 
     async def wait(self) -> int:
@@ -24,3 +29,8 @@ class Child:
     def signal(self, number: int) -> None:
         """Send a signal; nothing happens when it is gone."""
         self._held.send_signal(number)
+
+
+async def kill_leftovers(tag: str) -> None:
+    """Kill what an earlier daemon started with this tag; it holds what we need."""
+    await survivors.kill_tagged(tag)

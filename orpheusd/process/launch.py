@@ -125,7 +125,7 @@ async def _launched(command: Command, launch_line: bytes, on_output: Callable[[s
     output = _Output(on_output)
     with ExitStack() as stack:
         stdin = stack.enter_context(_filled_pipe(launch_line))
-        info_read, info_write = map(stack.enter_context, _pipe())
+        info_read, info_write = map(stack.enter_context, _pipe_that_keeps_its_reader())
         hold_read, hold_write = map(stack.enter_context, _pipe())
         output_read, output_write = _pipe()
         stack.enter_context(output_write)
@@ -204,6 +204,16 @@ class _Output(asyncio.Protocol):
 def _pipe() -> tuple[FileIO, FileIO]:
     read_end, write_end = os.pipe()
     return FileIO(read_end, "rb"), FileIO(write_end, "wb")
+
+
+def _pipe_that_keeps_its_reader() -> tuple[FileIO, FileIO]:
+    """A pipe whose write end is a reader as well, so that to write into it is no error when we are dead.
+
+    A bubblewrap that dies of such an error leaves a child that waits for it for ever.
+    """
+    read_end, write_end = _pipe()
+    with write_end:
+        return read_end, FileIO(os.open(f"/proc/self/fd/{write_end.fileno()}", os.O_RDWR | os.O_CLOEXEC), "r+b")
 
 
 def _filled_pipe(line: bytes) -> FileIO:

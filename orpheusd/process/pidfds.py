@@ -12,8 +12,12 @@ import signal
 import socket
 import struct
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
+#: Half of the scale of proc(5): when memory is short the kernel takes an agent before the daemon and its neighbours.
+EXPENDABLE = 500
 #: Linux 6.5; socket.h has it, Python's socket module does not yet.
 SO_PEERPIDFD = 77
 
@@ -66,6 +70,10 @@ class PidFd:
                     raise ProcessLookupError(f"the peer (pid {pid}) is gone: {error}") from error
         return cls(pid)
 
+    def again(self) -> "PidFd":
+        """The same process, held for somebody else."""
+        return PidFd(self.pid, os.dup(self._fd))
+
     def fileno(self) -> int:
         return self._fd
 
@@ -78,6 +86,14 @@ class PidFd:
         except ProcessLookupError:
             return False
         return True
+
+    def make_expendable(self) -> None:
+        """Let the kernel take it, and whatever it forks, before others when memory is short."""
+        with suppress(OSError), Path(f"/proc/{self.pid}/oom_score_adj").open("r+", encoding="ascii") as stream:
+            # an open file of /proc stays with its process: alive now, it is the one that is held
+            if not self.exited() and int(stream.read()) < EXPENDABLE:
+                stream.seek(0)
+                stream.write(str(EXPENDABLE))
 
     def exited(self) -> bool:
         poll = select.poll()

@@ -9,10 +9,7 @@ the template that reaped it; a busy loop may otherwise see the exit before the l
 
 import asyncio
 import logging
-import secrets
-import shutil
 import signal
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,11 +17,16 @@ from typing import Any, NamedTuple
 import orjson
 
 from orpheusd.core import events as ev
+from orpheusd.process.adopted import AdoptedTemplate
 from orpheusd.process.causes import cause_of, error_text
-from orpheusd.process.channel import Channel, listen
-from orpheusd.process.launch import TemplateProcess, launch_template
+from orpheusd.process.channel import Channel
+from orpheusd.process.holdings import HELD_LIMIT, SESSIONS_LIMIT, Session, orphans_in, sessions_in
+from orpheusd.process.lives import Lives, Plan
+from orpheusd.process.members import TemplateMember, WorkerMember
 from orpheusd.process.monitor import Monitor
-from orpheusd.process.sandbox import SOCKET_NAME, Interpreter, Isolation, RuntimeLib, TemplateSpec, template_argv
+from orpheusd.process.records import Record, new_record
+from orpheusd.process.sandbox import Interpreter, Isolation, RuntimeLib
+from orpheusd.tasks import must_not_fail
 from orpheusd.wire.worker import PROTOCOL_VERSION, Message
 
 log = logging.getLogger(__name__)
@@ -32,9 +34,6 @@ log = logging.getLogger(__name__)
 #: After a worker's death is proved: how long its last words may take, and the template's word on its status.
 LAST_WORDS_S = 1.0
 STATUS_S = 0.5
-#: What a template prints before it can speak is kept for the error that its failure becomes.
-KEPT_OUTPUT_LINES = 20
-
 #: Connections to one template's socket that have not said who they are; each costs two descriptors for a while.
 STRANGERS_LIMIT = 64
 #: What one line of a log may have; a worker cuts earlier, one that lies is cut here.
@@ -43,56 +42,18 @@ LOG_TEXT_LIMIT = 16 * 1024
 DOORBELL = signal.SIGUSR1
 
 
-class Plan(NamedTuple):
-    """What is needed to start a template of one agent version. `setup` is told to the template, secrets included."""
-
-    agent: str
-    code_dir: Path
-    workspace_dir: Path
-    venv_dir: Path | None
-    network: bool
-    setup: dict[str, Any]
-
-
 class Sinks(NamedTuple):
-    """Where things go that are heard: events of the core, and what belongs to runs."""
+    """Where things go that are heard: events of the core, and what belongs to runs.
+
+    `log` is also told whether the line was written past Python, so that the worker could not say whose it is.
+    """
 
     event: Callable[[ev.Event], None]
+    adopted: Callable[[str, list[Session], list[Message]], None]
     ended: Callable[[str, Message], None]
     output: Callable[[str, Message], None]
-    log: Callable[[str, Message], None]
+    log: Callable[[str, Message, bool], None]
     note: Callable[[str, str], None]
-
-
-class _Template:
-    """Invariant: its server and directory exist until the process is reaped."""
-
-    def __init__(self, id: str, plan: Plan) -> None:
-        self.id = id
-        self.plan = plan
-        self.nonce = secrets.token_hex(16)
-        self.channel: Channel | None = None
-        self.process: TemplateProcess | None = None
-        self.output: deque[str] = deque(maxlen=KEPT_OUTPUT_LINES)
-        self.setup: dict[str, Any] = {}
-        self.strangers: set[Channel] = set()
-        self.kill_wanted = False
-
-
-class _Worker:
-    """Invariant: `eof` and `dead` are facts; it is reported as exited once both are, and then forgotten."""
-
-    def __init__(self, id: str, template: _Template) -> None:
-        self.id = id
-        self.template = template
-        self.nonce = secrets.token_hex(16)
-        self.channel: Channel | None = None
-        self.status: int | None = None
-        self.eof = False
-        self.dead = False
-        self.waited = False
-        self.kill_wanted = False
-        self.told_to_stop = False
 
 
 class Processes:
@@ -102,19 +63,19 @@ class Processes:
         self, runtime_dir: Path, isolation: Isolation, interpreter: Interpreter, lib: RuntimeLib, sinks: Sinks
     ) -> None:
         self.monitor = Monitor()
-        self._runtime_dir = runtime_dir
-        self._isolation = isolation
-        self._interpreter = interpreter
-        self._lib = lib
+        self._lives = Lives(runtime_dir, isolation, interpreter, lib, self, sinks.note)
         self._sinks = sinks
-        self._templates: dict[str, _Template] = {}
-        self._workers: dict[str, _Worker] = {}
+        self._templates: dict[str, TemplateMember] = {}
+        self._workers: dict[str, WorkerMember] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._heard: dict[str, Callable[[Channel, Message], None]] = {
             "ended": lambda channel, message: self._sinks.ended(channel.owner, message),
             "output": lambda channel, message: self._sinks.output(channel.owner, message),
             "log": self._heard_log,
             "hello": self._heard_hello,
+            "workers": self._heard_workers,
+            "sessions": self._heard_sessions,
+            "held": self._heard_held,
             "ready": self._heard_ready,
             "failed": self._heard_failed,
             "exited": self._heard_exited,
@@ -122,11 +83,24 @@ class Processes:
 
     # Orders
 
+    def orphans(self) -> list[Record]:
+        """The templates of an earlier daemon that may still be there."""
+        return self._lives.orphans()
+
+    def adopt_template(self, record: Record) -> None:
+        """Listen for a template of an earlier daemon. Its TemplateAdopted comes when it has dialled."""
+        template = self._templates[record.template] = TemplateMember(record, orphaned=True)
+        self._begin(template, None)
+
     def start_template(self, id: str, plan: Plan) -> None:
-        template = self._templates[id] = _Template(id, plan)
-        task = asyncio.get_running_loop().create_task(self._live(template))
+        template = self._templates[id] = TemplateMember(new_record(id, plan.agent, plan.version), orphaned=False)
+        self._begin(template, plan)
+
+    def _begin(self, template: TemplateMember, plan: Plan | None) -> None:
+        task = asyncio.get_running_loop().create_task(self._live(template, plan))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(must_not_fail)
 
     def stop_template(self, id: str) -> None:
         template = self._templates.get(id)
@@ -150,7 +124,7 @@ class Processes:
         if template is None or template.channel is None:
             self._sinks.event(ev.WorkerExited(worker_id, "its template is gone"))
             return
-        worker = self._workers[worker_id] = _Worker(worker_id, template)
+        worker = self._workers[worker_id] = WorkerMember(worker_id, template)
         template.channel.say("fork", {"worker_id": worker_id, "nonce": worker.nonce})
 
     def stop(self, worker_id: str) -> None:
@@ -169,9 +143,12 @@ class Processes:
             return
         if worker.channel is not None and worker.channel.process is not None:
             worker.channel.process.send_signal(signal.SIGKILL)
-        elif worker.kill_wanted:
-            # asked twice and never seen: only its template knows which process it is
+        elif worker.kill_wanted or worker.template.channel is None:
+            # asked twice, and its template did not do it
             self.kill_template(worker.template.id)
+        else:
+            # never seen here: only its template knows which process it is
+            worker.template.channel.say("kill", {"worker_id": worker_id})
         worker.kill_wanted = True
 
     def run(self, worker_id: str, fields: dict[str, Any], payload: bytes) -> None:
@@ -186,6 +163,12 @@ class Processes:
             return
         worker.channel.say("cancel", {"run_id": run_id, "reason": reason})
         worker.channel.process.send_signal(DOORBELL)
+
+    def acknowledge(self, worker_id: str, run_ids: list[str]) -> None:
+        """The run log has the ends of these runs; the worker need not keep them."""
+        worker = self._workers.get(worker_id)
+        if worker is not None and worker.channel is not None:
+            worker.channel.say("acknowledged", {"run_ids": run_ids})
 
     def end_session(self, worker_id: str, session_id: str, reason: str) -> None:
         worker = self._workers.get(worker_id)
@@ -248,12 +231,9 @@ class Processes:
 
     def _heard_hello(self, channel: Channel, message: Message) -> None:
         id, nonce = message.fields["id"], message.fields["nonce"]
-        if message.fields["protocol"] != PROTOCOL_VERSION:
-            channel.violated(f"it speaks protocol {message.fields['protocol']}, not {PROTOCOL_VERSION}")
-            return
-        known: _Template | _Worker | None
+        known: TemplateMember | WorkerMember | None
         known = self._workers.get(id) if message.fields["role"] == "worker" else self._templates.get(id)
-        home = known.template.id if isinstance(known, _Worker) else id
+        home = known.template.id if isinstance(known, WorkerMember) else id
         if known is None or known.channel is not None or home != channel.home or known.nonce != nonce:
             channel.close()
             return
@@ -261,10 +241,18 @@ class Processes:
         self._no_stranger(channel)
         channel.owner = id
         channel.met()
+        if message.fields["protocol"] != PROTOCOL_VERSION:
+            # what it says cannot be understood, and is not guessed at
+            channel.violated(f"it speaks protocol {message.fields['protocol']}, not {PROTOCOL_VERSION}")
+            return
         if channel.process is None:
             return
-        if isinstance(known, _Template):
-            channel.say("setup", {}, orjson.dumps(known.setup))
+        if isinstance(known, TemplateMember):
+            if isinstance(known.process, AdoptedTemplate):
+                known.process.meet(channel.process.again())
+            else:
+                channel.process.make_expendable()
+                channel.say("setup", {}, orjson.dumps(known.setup))
             return
         loop = asyncio.get_running_loop()
         channel.process.watch(loop, lambda: self._died(known))
@@ -272,9 +260,35 @@ class Processes:
         if known.kill_wanted:
             channel.process.send_signal(signal.SIGKILL)
 
+    def _heard_workers(self, channel: Channel, message: Message) -> None:
+        template = self._templates.get(channel.owner)
+        if template is not None and template.orphaned:
+            template.orphans = orphans_in(message.payload)
+            for id in template.orphans:
+                self._workers.setdefault(id, WorkerMember(id, template, orphaned=True))
+
+    def _heard_sessions(self, channel: Channel, message: Message) -> None:
+        worker = self._workers.get(channel.owner)
+        if worker is not None and worker.orphaned and len(worker.sessions) < SESSIONS_LIMIT:
+            worker.sessions += sessions_in(message.payload)
+
+    def _heard_held(self, channel: Channel, message: Message) -> None:
+        worker = self._workers.get(channel.owner)
+        if worker is not None and worker.orphaned and len(worker.held) < HELD_LIMIT:
+            worker.held.append(message)
+
     def _heard_ready(self, channel: Channel, message: Message) -> None:
-        if channel.owner in self._workers:
-            self._sinks.event(ev.WorkerReady(channel.owner))
+        worker, template = self._workers.get(channel.owner), self._templates.get(channel.owner)
+        if worker is not None and worker.orphaned:
+            worker.orphaned = False
+            sessions, held, worker.sessions, worker.held = worker.sessions, worker.held, [], []
+            self._sinks.adopted(worker.id, sessions, held)
+        elif worker is not None:
+            self._sinks.event(ev.WorkerReady(worker.id))
+        elif template is not None and template.orphaned:
+            template.orphaned = False
+            channel.say("ring", {})
+            self._sinks.event(ev.TemplateAdopted(template.id, tuple(template.orphans)))
         else:
             self._sinks.event(ev.TemplateReady(channel.owner))
 
@@ -303,7 +317,7 @@ class Processes:
             if worker is None or worker.template.id != channel.owner:
                 return
         message.fields["text"] = message.fields["text"][:LOG_TEXT_LIMIT]
-        self._sinks.log(worker_id, message)
+        self._sinks.log(worker_id, message, worker_id != channel.owner)
 
     def _no_stranger(self, channel: Channel) -> None:
         template = self._templates.get(channel.home)
@@ -312,7 +326,7 @@ class Processes:
 
     # Deaths
 
-    def _died(self, worker: _Worker) -> None:
+    def _died(self, worker: WorkerMember) -> None:
         """The worker's pidfd fired. What it said may still be in the socket, and its status on the way."""
         worker.dead = True
         loop = asyncio.get_running_loop()
@@ -321,16 +335,16 @@ class Processes:
         loop.call_later(STATUS_S, self._give_up_on_status, worker)
         self._conclude(worker)
 
-    def _give_up_on_eof(self, worker: _Worker) -> None:
+    def _give_up_on_eof(self, worker: WorkerMember) -> None:
         """Somebody the worker left behind holds its channel open."""
         if not worker.eof and worker.channel is not None:
             worker.channel.close()
 
-    def _give_up_on_status(self, worker: _Worker) -> None:
+    def _give_up_on_status(self, worker: WorkerMember) -> None:
         worker.waited = True
         self._conclude(worker)
 
-    def _conclude(self, worker: _Worker) -> None:
+    def _conclude(self, worker: WorkerMember) -> None:
         if not (worker.eof and worker.dead and (worker.status is not None or worker.waited)):
             return
         if self._workers.pop(worker.id, None) is None:
@@ -339,54 +353,19 @@ class Processes:
             worker.channel.process.close()
         self.monitor.forget(worker.id)
         if not worker.told_to_stop:
-            log.warning("worker %s of %s ended: %s", worker.id, worker.template.plan.agent, cause_of(worker.status))
+            log.warning("worker %s of %s ended: %s", worker.id, worker.template.agent, cause_of(worker.status))
         unread = frozenset(worker.channel.undelivered) if worker.channel is not None else frozenset[str]()
         self._sinks.event(ev.WorkerExited(worker.id, cause_of(worker.status), unread))
 
     # A template's life
 
-    async def _live(self, template: _Template) -> None:
-        """From the first directory to the last: the whole life of a template process."""
-        link_dir = self._runtime_dir / "t" / template.id
-        server: asyncio.AbstractServer | None = None
-        cause = "it could not be started"
-        try:
-            link_dir.mkdir(mode=0o700, parents=True)
-            server = await listen(f"{link_dir}/{SOCKET_NAME}", self, template.id)
-            cause = await self._launch(template, link_dir)
-        except OSError as error:
-            cause = f"it could not be started: {error}"
-        finally:
-            if server is not None:
-                server.close()
-            if template.channel is not None:
-                template.channel.close()
-            shutil.rmtree(link_dir, ignore_errors=True)
-            self._templates.pop(template.id, None)
+    async def _live(self, template: TemplateMember, plan: Plan | None) -> None:
+        """The whole life of a template, and the end of its workers with it."""
+        cause = await self._lives.live(template, plan)
+        self._templates.pop(template.id, None)
         for worker in [w for w in self._workers.values() if w.template is template]:
             worker.dead = True
             if worker.channel is None:
                 worker.eof = worker.waited = True
             self._conclude(worker)
         self._sinks.event(ev.TemplateExited(template.id, cause))
-
-    async def _launch(self, template: _Template, link_dir: Path) -> str:
-        plan = template.plan
-        spec = TemplateSpec(
-            template.id, plan.agent, plan.code_dir, plan.workspace_dir, plan.venv_dir, link_dir, plan.network)
-        command = template_argv(self._isolation, self._interpreter, spec, self._lib)
-        template.setup = {
-            **plan.setup, "code_dir": command.code_dir, "workspace_dir": command.workspace_dir,
-            "isolation": self._isolation.mode}
-        line = orjson.dumps({"template_id": template.id, "nonce": template.nonce, "socket": command.socket})
-
-        def on_output(text: str) -> None:
-            template.output.append(text)
-            self._sinks.note(template.id, text)
-
-        template.process = await launch_template(command, line, on_output)
-        if template.kill_wanted:
-            template.process.kill()
-        status = await template.process.wait()
-        said = f": {template.output[-1]}" if template.output and status else ""
-        return f"{cause_of(status)}{said}"

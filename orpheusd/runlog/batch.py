@@ -45,10 +45,10 @@ class Batch:
             else:
                 story.queued = change
         elif isinstance(change, Started):
-            if story.started or story.ended:
+            if story.ended:
                 self.repeats.append(change)
             else:
-                story.started = change
+                story.started = change  # again, when the worker before was gone without having read the run
         elif story.ended:
             self.repeats.append(change)
         else:

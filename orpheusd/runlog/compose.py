@@ -43,8 +43,11 @@ def fresh(seq: int, story: Story) -> Row:
 
 
 def moved(row: Row, story: Story) -> Row:
-    """The body of a row after what the story adds. Raises ValueError when the run has ended, or started twice."""
-    if row[_STATE] not in ("queued", "started") or (story.started and row[_STATE] == "started"):
+    """The body of a row after what the story adds. Raises ValueError when the run has ended.
+
+    A run that is started starts again when its worker was gone before it had read the run.
+    """
+    if row[_STATE] not in ("queued", "started"):
         raise ValueError(f"the run is {row[_STATE]} already")
     return _body(
         row[:_FIRST_MUTABLE], row[_FIRST_MUTABLE:_STATE], row[_STATE], story, row[_INPUT], row[_KEY : _KEY + 2])

@@ -21,12 +21,14 @@ from orpheusd.runlog.schema import COLUMNS, connect_reader
 
 #: The most rows one listing returns; `before_seq` gets the next page.
 ROWS_LIMIT = 1000
+#: What one statement may bind, with room to spare.
+IDS_AT_ONCE = 500
+#: Inputs that one question fetches: at their largest (8 MiB) they are read within its deadline.
+INPUTS_AT_ONCE = 50
 #: How long a question may take: a log at its default size is read whole in less.
 DEADLINE_S = 5.0
 #: SQLite looks at the clock each time it has done this much: about a millisecond.
 _STEPS_BETWEEN_LOOKS = 20_000
-#: Inputs that one question fetches: at their largest (8 MiB) they are read within its deadline.
-_INPUTS_AT_A_TIME = 50
 
 
 class RunQuery(NamedTuple):
@@ -82,12 +84,23 @@ class RunQueries:
     def inputs(self, run_ids: Sequence[str]) -> dict[str, bytes]:
         """The inputs of these runs, as far as the log has them."""
         found: dict[str, bytes] = {}
-        for start in range(0, len(run_ids), _INPUTS_AT_A_TIME):
-            some = run_ids[start : start + _INPUTS_AT_A_TIME]
-            places = ", ".join("?" * len(some))
+        for start in range(0, len(run_ids), INPUTS_AT_ONCE):
+            ids = run_ids[start : start + INPUTS_AT_ONCE]
+            places = ", ".join("?" * len(ids))
             with self._reading() as connection:
                 found.update(connection.execute(
-                    f"SELECT run_id, input FROM runs WHERE run_id IN ({places}) AND input IS NOT NULL", some))
+                    f"SELECT run_id, input FROM runs WHERE run_id IN ({places}) AND input IS NOT NULL", ids))
+        return found
+
+    def states(self, run_ids: Sequence[str]) -> dict[str, str]:
+        """The state of each of these runs that the log has."""
+        found: dict[str, str] = {}
+        with self._reading() as connection:
+            for start in range(0, len(run_ids), IDS_AT_ONCE):
+                ids = [_text(run_id) for run_id in run_ids[start : start + IDS_AT_ONCE]]
+                places = ", ".join("?" * len(ids))
+                found.update(connection.execute(
+                    f"SELECT run_id, state FROM runs WHERE run_id IN ({places})", ids).fetchall())
         return found
 
     def counts(self, agent: str | None = None) -> dict[str, dict[str, int]]:

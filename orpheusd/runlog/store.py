@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 from typing import NamedTuple
 
+from orpheusd.failpoints import reached
 from orpheusd.runlog.batch import Batch
 from orpheusd.runlog.chain import Head, follow
 from orpheusd.runlog.mark import Mark
@@ -89,6 +90,7 @@ class Store:
             rows = [(seq, checksum) for seq, checksum, ended_at in oldest if ended_at < before_us]
             if rows:
                 places = ", ".join("?" * len(rows))
+                reached("runlog-trimming")
                 run(f"DELETE FROM runs WHERE seq IN ({places})", [seq for seq, _ in rows])  # noqa: S608
                 self._commit(-len(rows), -sum(checksum for _, checksum in rows), self.head.next_seq)
                 self.wal_pages += PAGES_PER_COMMIT + PAGES_PER_ROW * len(rows)
@@ -104,6 +106,7 @@ class Store:
         # It yields a row without columns for each page, at which `execute` stops; a script runs to its end.
         self._connection.executescript(f"PRAGMA incremental_vacuum({pages:d})")
         self.wal_pages += pages
+        reached("runlog-given-back")
 
     def room(self) -> Room:
         (pages,) = self._connection.execute("PRAGMA page_count").fetchone()
@@ -113,6 +116,7 @@ class Store:
     def checkpoint(self) -> None:
         """Move the WAL into the database, as far as readers let us."""
         busy, left, moved_pages = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        reached("runlog-checkpointed")
         self.wal_pages = 0 if not busy else max(0, left - moved_pages)
 
     def in_place(self) -> bool:
@@ -187,7 +191,9 @@ class Store:
             (*head, head.commit_no % RING, head.commit_no - RING))
         if cursor.rowcount != 1:
             raise ForeignWriter(f"commit {head.commit_no} of the run log was made by somebody else")
+        reached("runlog-committing")
         self._connection.execute("COMMIT")
+        reached("runlog-committed")
         self.head = head
         self.mark.advance(head)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from orpheusd.wire.frames import FrameTooLong, LineBuffer
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 #: A result may be 8 MiB; an error with its traceback and the envelope must fit as well.
 FRAME_LIMIT_BYTES = 9 * 1024 * 1024
@@ -64,8 +64,9 @@ _TEMPLATE = (Role.TEMPLATE,)
 _WORKER = (Role.WORKER,)
 _INSIDE = (Role.TEMPLATE, Role.WORKER)
 _SUPERVISOR = (Role.SUPERVISOR,)
-_STR, _INT = (str,), (int,)
+_STR, _INT, _BOOL = (str,), (int,), (bool,)
 _OPT_STR, _NUM, _OPT_NUM = (str, type(None)), (int, float), (int, float, type(None))
+_LIST, _OBJECT = (list,), (dict,)
 _STARTED = (LinkState.STARTING, LinkState.READY)
 _ALIVE = (LinkState.STARTING, LinkState.READY, LinkState.FAILED)
 _READY = (LinkState.READY,)
@@ -77,6 +78,18 @@ MESSAGES: dict[str, Row] = {
     "setup": Row(
         _SUPERVISOR, (LinkState.STARTING,), {}, True,
         "to a template: the settings of the agent, its environment included (payload: an object)"),
+    "workers": Row(
+        _TEMPLATE, (LinkState.STARTING,), {}, True,
+        "said by a template that dials again: the workers it has (payload: an array of their ids)"),
+    "sessions": Row(
+        _WORKER, (LinkState.STARTING,), {}, True,
+        "said by a worker that dials again: sessions it holds (payload: an array of `[id, turns, idle_s, saved]`)"),
+    "held": Row(
+        _WORKER, (LinkState.STARTING,),
+        {"run_id": _STR, "session_id": _OPT_STR, "context": _OPT_STR, "turn": _INT, "timeout_s": _OPT_NUM,
+         "note": _OBJECT, "elapsed_s": _NUM, "over": _BOOL}, True,
+        "said by a worker that dials again: a run whose end was not acknowledged; `over` tells that its `ended` "
+        "follows (payload: the input)"),
     "ready": Row(
         _INSIDE, (LinkState.STARTING,), {"handler": _STR}, False,
         "a template can fork; a worker has imported the handler (`handler` names its form, empty from a template)"),
@@ -86,14 +99,21 @@ MESSAGES: dict[str, Row] = {
     "fork": Row(
         _SUPERVISOR, _READY, {"worker_id": _STR, "nonce": _STR}, False,
         "to a template: fork a worker that dials home with this nonce"),
+    "ring": Row(
+        _SUPERVISOR, _READY, {}, False,
+        "to a template that dialled again: wake its workers, which are to dial again too"),
+    "kill": Row(
+        _SUPERVISOR, _READY, {"worker_id": _STR}, False,
+        "to a template: kill a worker that has not been seen here"),
     "exited": Row(
         _TEMPLATE, _READY, {"worker_id": _STR, "status": _INT}, False,
         "a worker was reaped; `status` is its exit code, negative for the signal that killed it"),
     "run": Row(
         _SUPERVISOR, _READY,
         {"run_id": _STR, "session_id": _OPT_STR, "context": _OPT_STR, "turn": _INT, "timeout_s": _OPT_NUM,
-         "stream": (bool,)}, True,
-        "to a worker: execute the handler with the payload as input"),
+         "stream": _BOOL, "note": _OBJECT}, True,
+        "to a worker: execute the handler with the payload as input; `note` is the supervisor's own, to be given back "
+        "in `held`"),
     "cancel": Row(
         _SUPERVISOR, _READY, {"run_id": _STR, "reason": _STR}, False,
         "to a worker: raise in that run's handler; `reason` is `cancelled` or `timed-out`"),
@@ -103,9 +123,12 @@ MESSAGES: dict[str, Row] = {
     "ended": Row(
         _WORKER, _READY,
         {"run_id": _STR, "state": _STR, "code": _STR, "duration_us": _INT, "dropped_bytes": _INT,
-         "context": _OPT_STR, "saved": (bool,)}, True,
+         "context": _OPT_STR, "saved": _BOOL}, True,
         "a run is over (payload: the result when `state` is `completed`, else the error); `context` is what the run "
         "was told, or `restored` instead of `lost`; `saved` tells that the session has state in the workspace"),
+    "acknowledged": Row(
+        _SUPERVISOR, _READY, {"run_ids": _LIST}, False,
+        "to a worker: the ends of these runs are in the run log, it may forget them"),
     "log": Row(
         _INSIDE, _ALIVE,
         {"worker_id": _STR, "run_id": _OPT_STR, "session_id": _OPT_STR, "stream": _STR, "text": _STR,

@@ -18,8 +18,10 @@ from orpheusd.wire.worker import Message, ProtocolViolation
 from orpheusd.worker import failures
 from orpheusd.worker.channel import Channel, ChannelClosed
 from orpheusd.worker.handler import ASYNC_GENERATOR, Handler
+from orpheusd.worker.holdings import Holdings
 from orpheusd.worker.hooks import Ends, start
 from orpheusd.worker.launch import Setup
+from orpheusd.worker.redial import EVERY_S, Patience
 from orpheusd.worker.results import Pieces, encode
 from orpheusd.worker.runs import RETURNED, Outcome, Run, completed, reason_of, told
 
@@ -49,7 +51,9 @@ class AsyncRuns:
         self._thread = threading.get_ident()
         self._leaving = False
         self._lost: BaseException | None = None
-        self._ends = Ends(self._finish)
+        self._holdings = Holdings()
+        self._patience = Patience(setup.orphan_ttl_s)
+        self._ends = Ends(self._finish, self._holdings)
         self._hooks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -58,7 +62,7 @@ class AsyncRuns:
         start(self._finish)
 
     def serve(self) -> None:
-        """Until `stop` or the end of the channel. Raises ChannelClosed and ProtocolViolation."""
+        """Until `stop`, or until no supervisor came for too long. Raises ChannelClosed and ProtocolViolation."""
         asyncio.set_event_loop(self._loop)
         self._flowing.set()
         self._channel.on_blocked = self._blocked
@@ -75,7 +79,7 @@ class AsyncRuns:
             raise self._lost
 
     def _is_over(self) -> bool:
-        return self._lost is not None or (self._leaving and not self._tasks)
+        return self._lost is not None or (self._leaving and not self._tasks and not self._holdings.runs)
 
     def _readable(self) -> None:
         try:
@@ -83,8 +87,13 @@ class AsyncRuns:
         except (ChannelClosed, ProtocolViolation) as error:
             self._lose(error)
             return
+        if messages:
+            self._patience.heard()
         for message in messages or ():
+            self._holdings.heard(message)
             self._hear(message)
+        if self._is_over():
+            self._loop.stop()
 
     def _hear(self, message: Message) -> None:
         if message.type == "run":
@@ -98,8 +107,6 @@ class AsyncRuns:
             self._ends.end(message.fields["session_id"], message.fields["reason"])
         elif message.type == "stop":
             self._leaving = True
-            if self._is_over():
-                self._loop.stop()
 
     def _begin(self, message: Message) -> None:
         run_id = message.fields["run_id"]
@@ -113,10 +120,10 @@ class AsyncRuns:
 
     async def _execute(self, message: Message) -> None:
         run = Run(message, self._setup, self._worker_id, self._channel)
-        self._ends.hold(run.session_id, run.active.context)
         run.enter()
         outcome = await self._attempt(run)
         fields, payload = run.ended(outcome)
+        self._holdings.ended(fields, payload)
         del self._tasks[run.id]
         self._reasons.pop(run.id, None)
         self._channel.regain()
@@ -124,7 +131,8 @@ class AsyncRuns:
             self._channel.check()
             self._channel.queue("ended", fields, payload)
         except ChannelClosed as error:
-            self._lose(error)
+            if not (self._channel.lost and self._channel.is_ours):  # else it is held, and we are dialling already
+                self._lose(error)
         if self._waiting and self._lost is None:
             self._begin(self._waiting.popleft())
         elif self._is_over():
@@ -201,8 +209,33 @@ class AsyncRuns:
             print(f"a hook raised:\n{failures.traceback_text(error)}", file=sys.stderr)
 
     def _lose(self, error: BaseException) -> None:
-        self._lost = self._lost or error
-        self._loop.stop()
+        """The channel ended: dial until somebody answers. Anything else is the end of the worker."""
+        self._loop.remove_reader(self._channel.fileno())
+        self._loop.remove_writer(self._channel.fileno())
+        self._flowing.set()
+        if not isinstance(error, ChannelClosed) or not self._channel.lost or self._leaving:
+            self._lost = self._lost or error
+            self._loop.stop()
+        else:
+            self._loop.call_later(EVERY_S if self._patience.waiting else 0, self._redial)
+            self._patience.lost()
+
+    def _redial(self) -> None:
+        try:
+            self._channel.redial()
+        except OSError:
+            if self._patience.over:
+                self._lost = ChannelClosed("no supervisor came")
+                self._loop.stop()
+            else:
+                self._loop.call_later(EVERY_S, self._redial)
+            return
+        except ChannelClosed as error:
+            self._lost = error
+            self._loop.stop()
+            return
+        self._loop.add_reader(self._channel.fileno(), self._readable)
+        self._holdings.tell(self._channel.queue, self.form)
 
     def _farewell(self) -> None:
         """Let what the agent left in the loop end in order; not for long."""

@@ -1,8 +1,9 @@
 """The socket by which a template or a worker speaks with the supervisor, and the queue before it.
 
 Logs are queued and written as far as the socket takes them; they never wait, and beyond a bound they are
-refused. Other messages may be waited for. Any thread may queue; whoever holds the baton writes. It knows no
-message beyond `hello` and does not decide what to do when the channel is lost.
+refused. Other messages may be waited for. Any thread may queue; whoever holds the baton writes. A channel that was
+lost keeps the logs until it is dialled again, and nothing else. It knows no message beyond `hello`, and does not
+decide when to dial again.
 """
 
 import json
@@ -59,14 +60,20 @@ class Posting(NamedTuple):
     cost_bytes: int = 0
 
 
+class Address(NamedTuple):
+    """Where the supervisor listens, and who it is told that we are."""
+
+    path: str
+    role: Role
+    id: str
+    nonce: str
+
+
 def dial(path: str, role: Role, id: str, nonce: str) -> "Channel":
     """A channel on which `hello` was said. Raises OSError."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.settimeout(DIAL_TIMEOUT_S)
-    sock.connect(path)
-    sock.settimeout(None)
-    channel = Channel(sock, WorkerLink(role, json.loads, _dumps))
-    channel.queue("hello", {"protocol": PROTOCOL_VERSION, "role": role.value, "id": id, "nonce": nonce})
+    address = Address(path, role, id, nonce)
+    channel = Channel(_connected(path, DIAL_TIMEOUT_S), WorkerLink(role, json.loads, _dumps), address)
+    channel.queue(*_hello(address))
     return channel
 
 
@@ -74,19 +81,22 @@ class Channel:
     """A socket, the link that speaks on it, and what waits to be written.
 
     Invariant: only the holder of the baton encodes and writes, and it leaves either nothing or a whole
-    remainder in `_rest`; bytes on the wire are never torn or reordered, whatever thread or signal handler
+    remainder of `_batch` in `_rest`; bytes on the wire are never torn or reordered, whatever thread or signal handler
     comes in between.
     """
 
-    def __init__(self, sock: socket.socket, link: WorkerLink) -> None:
+    def __init__(self, sock: socket.socket, link: WorkerLink, address: Address | None = None) -> None:
         self.link = link
+        self.lost = False
         self.shield = Shield()
         self.on_blocked: Callable[[], None] | None = None
+        self._address = address
         self._socket = sock
         self._fd = sock.fileno()
         self._identity = _identity(self._fd)
         self._owner_pid = os.getpid()
         self._queue: deque[Posting] = deque()
+        self._batch: list[Posting] = []
         self._rest = memoryview(b"")
         self._log_bytes = 0
         self._baton: dict[str, list[int]] = {}
@@ -110,8 +120,10 @@ class Channel:
             return None
         except OSError as error:
             _reraise_foreign(error)
+            self.lost = True
             raise ChannelClosed(f"cannot read the channel: {error}") from error
         if not data:
+            self.lost = True
             raise ChannelClosed("the supervisor closed the channel")
         return self.link.receive(data)
 
@@ -129,9 +141,10 @@ class Channel:
     def queue(
         self, type: str, fields: dict[str, Any], payload: bytes = b"", numbers: Iterator[int] | None = None
     ) -> None:
-        """Queue a message that may not be dropped, and write what the socket takes."""
-        self._queue.append(Posting(type, fields, payload, numbers))
-        self.write()
+        """Queue a message that may not be dropped while the channel lasts, and write what the socket takes."""
+        if not self.lost:
+            self._queue.append(Posting(type, fields, payload, numbers))
+            self.write()
 
     def deliver(
         self, type: str, fields: dict[str, Any], payload: bytes = b"", numbers: Iterator[int] | None = None
@@ -158,6 +171,8 @@ class Channel:
             raise ChannelClosed("a forked child does not speak for its worker")
         if _identity(self._fd) != self._identity:
             raise ChannelClosed("the agent closed the channel")
+        if self.lost:
+            raise ChannelClosed("the supervisor is gone")
 
     @property
     def is_ours(self) -> bool:
@@ -166,12 +181,14 @@ class Channel:
 
     def write(self) -> None:
         """Write what the socket takes now. A lost channel shows when it is next read or waited for."""
+        if self.lost:
+            return
         self.shield.enter()
         try:
             if not self._pump() and self.on_blocked is not None:
                 self.on_blocked()
         except ChannelClosed:
-            self._forget()
+            pass  # `lost` tells
         finally:
             self.shield.leave()
 
@@ -179,15 +196,39 @@ class Channel:
         """Wait until everything queued is written, at most `timeout_s` seconds. For those who leave."""
         deadline = time.monotonic() + timeout_s
         try:
-            while not self._pump() and time.monotonic() < deadline:
+            while not self.lost and not self._pump() and time.monotonic() < deadline:
                 self._await_room()
         except ChannelClosed:
-            self._forget()
+            pass
+
+    def redial(self) -> None:
+        """Connect to whoever listens there now, and say `hello`, on the same fd. Never waits.
+
+        Raises OSError while nobody can be reached, ChannelClosed when the fd is not ours any more.
+        """
+        if self._address is None or os.getpid() != self._owner_pid or _identity(self._fd) != self._identity:
+            raise ChannelClosed("the agent closed the channel")
+        ours = [threading.get_ident()]
+        if self._baton.setdefault("holder", ours) is not ours:
+            raise BlockingIOError("somebody is still writing to the channel that was lost")
+        try:
+            with _connected(self._address.path, 0.0) as sock:
+                os.dup2(sock.fileno(), self._fd, inheritable=False)
+            self._identity = _identity(self._fd)
+            self.link = WorkerLink(self._address.role, json.loads, _dumps)
+            self._begin_anew()
+            self._queue.appendleft(Posting(*_hello(self._address)))
+            self.lost = False
+        finally:
+            del self._baton["holder"]
+        self.write()
 
     def abandon(self) -> None:
         """Let go without a word: this process is a fork, and the channel is its parent's."""
         self._owner_pid = -1
-        self._forget()
+        self.lost = True
+        self._queue.clear()
+        self._rest = memoryview(b"")
         self._socket.close()
 
     def regain(self) -> None:
@@ -226,14 +267,17 @@ class Channel:
                 return False
             except OSError as error:
                 _reraise_foreign(error)
+                self.lost = True
                 raise ChannelClosed(f"cannot write to the channel: {error}") from error
             self._rest = self._rest[sent:]
 
     def _next_batch(self) -> memoryview:
         pieces: list[bytes] = []
         size = 0
+        self._batch.clear()
         while self._queue and size < BATCH_BYTES:
             posting = self._queue.popleft()
+            self._batch.append(posting)
             fields = posting.fields
             if posting.numbers is not None:
                 fields["seq"] = next(posting.numbers)
@@ -252,12 +296,34 @@ class Channel:
             waiter.poll(LOOK_UP_S * 1000)
         except OSError as error:
             _reraise_foreign(error)
+            self.lost = True
             raise ChannelClosed(f"cannot wait for the channel: {error}") from error
 
-    def _forget(self) -> None:
-        self._queue.clear()
+    def _begin_anew(self) -> None:
+        """Logs wait for whoever comes; what else was queued has lost its meaning. For the holder of the baton."""
+        unsent = self._batch if self._rest else []
         self._rest = memoryview(b"")
-        self._log_bytes = 0
+        kept = [posting for posting in [*unsent, *self._queue] if posting.type == "log"]
+        self._queue.clear()
+        self._queue.extend(kept)
+        self._log_bytes = sum(posting.cost_bytes for posting in kept)
+
+
+def _hello(address: Address) -> tuple[str, dict[str, Any]]:
+    return "hello", {
+        "protocol": PROTOCOL_VERSION, "role": address.role.value, "id": address.id, "nonce": address.nonce}
+
+
+def _connected(path: str, timeout_s: float) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout_s)
+        sock.connect(path)
+        sock.settimeout(None)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 #: Pure ASCII, so that no text a handler prints can make a line that is not UTF-8.

@@ -2,7 +2,8 @@
 
 The supervisor writes `cancel` to the channel and rings SIGUSR1. The signal's handler reads the channel and
 raises in the agent's handler, if and only if the message names the run that is armed. Whatever else it reads
-goes to the inbox. It knows nothing of what a run is.
+goes to the inbox. A template rings too, when there is a new supervisor: then the channel is dialled again, in the
+middle of a handler. It knows nothing of what a run is.
 
 Why nothing else can be hit: `arm` and `disarm` stand inside one `try` (sync_runs.py) whose `except` runs
 disarmed, because raising disarms first; inside the channel the shield postpones the raise to the next point
@@ -14,10 +15,13 @@ import signal
 import socket
 import threading
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from orpheusd.wire.worker import Message, ProtocolViolation
 from orpheusd.worker.channel import Channel, ChannelClosed, Shield
+from orpheusd.worker.holdings import Holdings
 from orpheusd.worker.runs import REASONS, reason_of, told_text
 
 
@@ -28,9 +32,12 @@ class Doorbell(Shield):
     messages enter the inbox whole and in order. Only the main thread touches it.
     """
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, holdings: Holdings) -> None:
         self.reason: str | None = None
+        #: Dials once when the channel is lost; whether somebody answered. Set by whoever introduces the worker.
+        self.redial: Callable[[], bool] = lambda: False
         self._channel = channel
+        self._holdings = holdings
         self._inbox: deque[Message] = deque()
         self._armed: str | None = None
         self._rung = False
@@ -57,7 +64,7 @@ class Doorbell(Shield):
                     return self._inbox.popleft()
                 if self._lost is not None:
                     raise self._lost
-                self._inbox.extend(self._channel.receive() or ())
+                self._take(self._channel.receive() or [])
             finally:
                 self._reading = False
 
@@ -102,15 +109,44 @@ class Doorbell(Shield):
             return  # whoever is in there looks at `_rung` when it comes out
         self._listen()
 
+    @contextmanager
+    def dialling(self) -> Iterator[None]:
+        """While this thread dials by itself, a ring must not dial too. Afterwards the channel is there again."""
+        self._reading = True
+        try:
+            yield
+            self._lost = None
+        finally:
+            self._reading = False
+
     def _listen(self) -> None:
-        while self._rung and self._lost is None:
+        while self._rung:
             self._rung = False
             try:
-                while self._read():
-                    pass
+                if self._lost is None or self._regain():
+                    while self._read():
+                        pass
             except (ChannelClosed, ProtocolViolation) as error:
                 self._lost = error  # not the handler's affair: it may finish, and `wait` raises this
+                if self._regain():
+                    self._rung = True
         self._raise_if_told()
+
+    def _regain(self) -> bool:
+        """Whether there is a supervisor again, now that somebody rang on a channel that was lost."""
+        self._reading = True
+        try:
+            if isinstance(self._lost, ChannelClosed) and self.redial():
+                self._lost = None
+        finally:
+            self._reading = False
+        return self._lost is None
+
+    def _take(self, messages: list[Message]) -> None:
+        """What was read is ours from now on, and a new supervisor must hear of it."""
+        for message in messages:
+            self._holdings.heard(message)
+        self._inbox.extend(messages)
 
     def _read(self) -> bool:
         """Move what the channel has now to the inbox; False when there was nothing."""
@@ -119,7 +155,7 @@ class Doorbell(Shield):
             messages = self._channel.receive(socket.MSG_DONTWAIT)
             if messages is None:
                 return False
-            self._inbox.extend(messages)
+            self._take(messages)
             return True
         finally:
             self._reading = False

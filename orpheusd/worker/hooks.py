@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 from orpheusd.worker import failures
+from orpheusd.worker.holdings import Holdings
 from workspace import TimedOut, hooks
 
 #: What one hook of a session's end may take, and all of them together when the worker leaves: less than the grace
@@ -36,19 +37,13 @@ def start(finish: Finish) -> None:
 
 
 class Ends:
-    """Ends the sessions of a worker. Invariant: `_held` are those it is the home of, if any hook wants to know."""
+    """Ends the sessions of a worker: one that is over, or all that it holds when it leaves."""
 
-    def __init__(self, finish: Finish) -> None:
+    def __init__(self, finish: Finish, holdings: Holdings) -> None:
         self._finish = finish
-        self._held: dict[str, None] = {}
-
-    def hold(self, session_id: str | None, context: str | None) -> None:
-        """A run of the session is executed here. A session that spilled has its home elsewhere."""
-        if hooks.session_end_hooks and session_id is not None and context != "spilled":
-            self._held[session_id] = None
+        self._holdings = holdings
 
     def end(self, session_id: str, reason: str, limit_s: float = HOOK_LIMIT_S) -> None:
-        self._held.pop(session_id, None)
         for hook in hooks.session_end_hooks:
             try:
                 _call(hook, (session_id, reason), self._finish, limit_s)
@@ -57,13 +52,16 @@ class Ends:
 
     def drain(self) -> None:
         """The worker leaves: its sessions end here, as many as the time allows."""
+        if not hooks.session_end_hooks:
+            return
         deadline = time.monotonic() + DRAIN_LIMIT_S
-        for session_id in list(self._held):
+        sessions = self._holdings.sessions
+        while sessions:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
-                print(f"no time for on_session_end of {len(self._held)} more sessions", file=sys.stderr)
+                print(f"no time for on_session_end of {len(sessions)} more sessions", file=sys.stderr)
                 return
-            self.end(session_id, "drain", left_s)
+            self.end(sessions.popitem()[0], "drain", left_s)
 
 
 def finish_alone(coroutine: Any, limit_s: float) -> None:

@@ -47,6 +47,14 @@ def reset_after_fork(stdout: int, stderr: int, preloaded: frozenset[int]) -> Non
     _reseed()
 
 
+def silence_output() -> None:
+    """Whoever read fds 1 and 2 is gone. Nobody is to fail for that."""
+    null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    os.close(null)
+
+
 def threads_started() -> int:
     """How many threads of Python run beside the main one. A fork does not have them."""
     return threading.active_count() - 1
@@ -61,6 +69,11 @@ def become_subreaper() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
+
+
+def forbid_cores() -> None:
+    """A core has the secrets of every session in it, and wherever it is written is none of their places."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 def _reseed() -> None:

@@ -40,6 +40,7 @@ class Setup:
     code_dir: str
     workspace_dir: str
     result_limit_bytes: int
+    orphan_ttl_s: float
     isolation: str
 
     @classmethod

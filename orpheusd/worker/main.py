@@ -3,6 +3,7 @@
 It puts the parts together and decides how the process ends; each part is elsewhere.
 """
 
+import contextlib
 import os
 import resource
 import signal
@@ -13,7 +14,6 @@ from orpheusd.wire.worker import Role
 from orpheusd.worker import failures, handler
 from orpheusd.worker.async_runs import AsyncRuns
 from orpheusd.worker.channel import Channel, ChannelClosed, dial
-from orpheusd.worker.doorbell import Doorbell
 from orpheusd.worker.launch import EXIT_CANNOT_START, EXIT_CHANNEL, Birth, Setup
 from orpheusd.worker.output import Output, switchboard
 from orpheusd.worker.sync_runs import SyncRuns
@@ -36,7 +36,7 @@ def live(birth: Birth) -> None:
     try:
         status = _live(birth)
     except ChannelClosed:
-        status = EXIT_CHANNEL  # nobody to work for; redialling would have its place here
+        status = EXIT_CHANNEL  # nobody to work for
     except SystemExit:
         status = 0  # a signal handler of the agent's, between two runs: it means the process
     except BaseException:
@@ -90,7 +90,8 @@ def _live(birth: Birth) -> int:
         channel.deliver("failed", {"code": "handler-failed"}, payload)
         return EXIT_CANNOT_START
     switchboard.idle.flush()
-    channel.deliver("ready", {"handler": runs.form})
+    with contextlib.suppress(ChannelClosed):  # found out, and dialled again, by whoever reads next
+        channel.deliver("ready", {"handler": runs.form})
     runs.serve()
     switchboard.idle.flush()
     channel.flush(FLUSH_LIMIT_S)
@@ -100,9 +101,7 @@ def _live(birth: Birth) -> int:
 def _prepare(found: handler.Handler, channel: Channel, birth: Birth) -> AsyncRuns | SyncRuns:
     if found.is_async:
         return AsyncRuns(channel, found, birth.setup, birth.worker_id)
-    doorbell = Doorbell(channel)
-    doorbell.install()
-    return SyncRuns(channel, doorbell, found, birth.setup, birth.worker_id)
+    return SyncRuns(channel, found, birth.setup, birth.worker_id)
 
 
 def _disown(channel: Channel) -> None:

@@ -3,8 +3,11 @@
 While the handler runs nobody reads, so a cancel comes through the doorbell. It knows no event loop.
 """
 
+import contextlib
 import contextvars
 import os
+import select
+import signal
 import sys
 from collections.abc import Generator
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
@@ -15,8 +18,10 @@ from orpheusd.worker import failures
 from orpheusd.worker.channel import Channel, ChannelClosed
 from orpheusd.worker.doorbell import Doorbell
 from orpheusd.worker.handler import Handler, UnusableHandler
+from orpheusd.worker.holdings import Holdings
 from orpheusd.worker.hooks import DRAIN_LIMIT_S, Ends, finish_alone, start
 from orpheusd.worker.launch import Setup
+from orpheusd.worker.redial import EVERY_S, Patience
 from orpheusd.worker.results import Pieces, encode
 from orpheusd.worker.runs import RETURNED, Outcome, Run, completed, told
 from workspace import Cancelled, TimedOut
@@ -28,24 +33,39 @@ class SyncRuns:
     Invariant: between `arm` and the end of the `try` around it, and nowhere else, may a cancel raise.
     """
 
-    def __init__(self, channel: Channel, doorbell: Doorbell, handler: Handler, setup: Setup, worker_id: str) -> None:
+    def __init__(self, channel: Channel, handler: Handler, setup: Setup, worker_id: str) -> None:
         self.form = handler.form
         self._channel = channel
-        self._doorbell = doorbell
+        self._holdings = Holdings()
+        self._patience = Patience(setup.orphan_ttl_s)
+        self._doorbell = Doorbell(channel, self._holdings)
+        self._doorbell.redial = self._redial
+        self._doorbell.install()
         self._function = handler.function
         self._setup = setup
         self._worker_id = worker_id
-        self._ends = Ends(finish_alone)
+        self._ends = Ends(finish_alone, self._holdings)
         self._ending: dict[str, str] = {}
 
     def start(self) -> None:
         """Call the hooks of the start. Raises what they raise."""
         start(finish_alone)
+        self._umask = os.umask(0)
+        os.umask(self._umask)
+        self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
     def serve(self) -> None:
-        """Until `stop` or the end of the channel. Raises ChannelClosed and ProtocolViolation."""
-        while True:
-            message = self._next(wait=not self._ending)
+        """Until `stop`, or until no supervisor came for too long. Raises ChannelClosed and ProtocolViolation."""
+        stopping = False
+        while not (stopping and not self._holdings.runs):
+            try:
+                message = self._next(wait=not self._ending)
+            except ChannelClosed:
+                if stopping:
+                    raise
+                self._wait_for_supervisor()
+                continue
+            self._patience.heard()
             if message is None:
                 # nobody waits for a run: the time for what is owed to sessions that are over
                 self._ends.end(*self._ending.popitem())
@@ -60,8 +80,33 @@ class SyncRuns:
                 for session_id, reason in self._ending.items():
                     self._ends.end(session_id, reason, DRAIN_LIMIT_S)
                 self._ends.drain()
-                return
+                # what is held is not lost with us: the run log has it, or will say so in a moment
+                stopping = True
             # A cancel that comes here is of a run that is over.
+
+    def _wait_for_supervisor(self) -> None:
+        """Dial until somebody answers. Raises ChannelClosed when nobody has for too long."""
+        again = self._patience.waiting
+        self._patience.lost()
+        with self._doorbell.dialling():
+            while again or not self._redial():
+                if self._patience.over:
+                    raise ChannelClosed("no supervisor came")
+                select.select((), (), (), EVERY_S)
+                again = False
+
+    def _redial(self) -> bool:
+        """Whether there is a supervisor, and it was told everything. Never waits for one."""
+        try:
+            self._channel.redial()
+            self._holdings.tell(self._channel.deliver, self.form)
+        except OSError:
+            return False
+        except ChannelClosed:
+            if not self._channel.lost:
+                raise
+            return False
+        return True
 
     def _next(self, wait: bool) -> Message | None:
         """The next message; None when there is none and `wait` is false."""
@@ -77,13 +122,14 @@ class SyncRuns:
 
     def _execute(self, message: Message) -> None:
         run = Run(message, self._setup, self._worker_id, self._channel)
-        self._ends.hold(run.session_id, run.active.context)
         self._doorbell.install()
         outcome = contextvars.copy_context().run(self._attempt, run)
         self._channel.regain()
         fields, payload = run.ended(outcome)
-        self._return_home()
-        self._channel.deliver("ended", fields, payload)
+        self._holdings.ended(fields, payload)
+        self._come_home()
+        with contextlib.suppress(ChannelClosed):  # it is held; the next read finds that out, and dials again
+            self._channel.deliver("ended", fields, payload)
 
     def _attempt(self, run: Run) -> Outcome:
         run.enter()
@@ -136,9 +182,14 @@ class SyncRuns:
                 generator.close()
                 raise
 
-    def _return_home(self) -> None:
-        """A relative path means the same in every run."""
+    def _come_home(self) -> None:
+        """A relative path and a new file's mode mean the same in every run, and the doorbell is heard in it.
+
+        What else a run changed of its process (modules, environment, locale, limits) is the memory it leaves.
+        """
         try:
             os.chdir(self._setup.code_dir)
         except OSError as error:
             print(f"cannot return to {self._setup.code_dir}: {error}", file=sys.stderr)
+        os.umask(self._umask)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)

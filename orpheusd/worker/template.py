@@ -8,6 +8,7 @@ worker needs (asyncio too) is imported here and thus inherited, but no loop is m
 
 import faulthandler
 import gc
+import json
 import os
 import select
 import signal
@@ -24,8 +25,16 @@ from orpheusd.worker import main as worker_main
 from orpheusd.worker.channel import ChannelClosed, dial
 from orpheusd.worker.children import Children, Death
 from orpheusd.worker.drains import Drains, Line, open_pipe
-from orpheusd.worker.inheritance import become_subreaper, open_fds, reset_after_fork, threads_started
+from orpheusd.worker.inheritance import (
+    become_subreaper,
+    forbid_cores,
+    open_fds,
+    reset_after_fork,
+    silence_output,
+    threads_started,
+)
 from orpheusd.worker.launch import EXIT_CANNOT_FORK, EXIT_CANNOT_START, EXIT_CHANNEL, Birth, Launch, Setup
+from orpheusd.worker.redial import EVERY_S, Patience
 
 #: The launch line is there when we start; the setup comes as soon as the daemon has seen our hello.
 LAUNCH_LIMIT_S = 10.0
@@ -80,12 +89,14 @@ class Template:
         self._dying: list[Dying] = []
         self._preloaded: frozenset[int] = frozenset()
         self._more_dead = False
-        self._lost = False
+        self._patience: Patience | None = None
+        self._redial_at: float | None = None
         self._kill_at: float | None = None
         self._give_up_at = 0.0
         self._poll = select.poll()
         self._drains = Drains(self._poll, self._say)
         become_subreaper()
+        forbid_cores()
         self._wakeup = _catch_signals()
         self._channel = dial(launch.socket, Role.TEMPLATE, launch.template_id, launch.nonce)
         self._setup_deadline = time.monotonic() + SETUP_LIMIT_S
@@ -109,7 +120,7 @@ class Template:
     def _turn(self) -> Birth | None:
         """Wait for something and deal with it."""
         channel = self._channel.fileno()
-        if not self._lost:
+        if not self._channel.lost:
             self._poll.modify(channel, select.POLLIN | (select.POLLOUT if self._channel.backlogged else 0))
         events = dict(self._poll.poll(self._patience_ms()))
         now = time.monotonic()
@@ -122,6 +133,8 @@ class Template:
             self._drains.read(fd, now)
         self._drains.resume(now)
         self._report(now)
+        if self._redial_at is not None and now >= self._redial_at:
+            self._redial(now)
         if self._setup is None and now > self._setup_deadline:
             raise ChannelClosed(f"no setup came within {SETUP_LIMIT_S:.0f} s")
         if self._kill_at is not None and now >= self._kill_at:
@@ -152,6 +165,8 @@ class Template:
             due.append(self._setup_deadline)
         if self._kill_at is not None:
             due.append(self._kill_at)
+        if self._redial_at is not None:
+            due.append(self._redial_at)
         if not due:
             return None
         return max(0, int((min(due) - time.monotonic()) * 1000) + 1)
@@ -163,10 +178,8 @@ class Template:
             return None
         try:
             messages = self._channel.receive(socket.MSG_DONTWAIT)
-        except ChannelClosed:  # redialling would have its place here
-            self._lost = True
-            self._poll.unregister(self._channel.fileno())
-            self._stop(now)
+        except ChannelClosed:
+            self._lose(now)
             return None
         for message in messages or ():
             birth = self._hear(message, now)
@@ -174,13 +187,46 @@ class Template:
                 return birth
         return None
 
+    def _lose(self, now: float) -> None:
+        """The supervisor is gone. Its workers have what nobody else has, so they live on until another comes."""
+        self._poll.unregister(self._channel.fileno())
+        if self._setup is None or self._patience is None:
+            self._stop(now)
+            return
+        silence_output()
+        self._redial_at = now + EVERY_S if self._patience.waiting else now
+        self._patience.lost()
+
+    def _redial(self, now: float) -> None:
+        if self._patience is None or self._patience.over:
+            self._redial_at = None
+            self._stop(now)
+            return
+        try:
+            self._channel.redial()
+        except OSError:
+            self._redial_at = now + EVERY_S
+            return
+        self._redial_at = None
+        self._poll.register(self._channel.fileno(), select.POLLIN)
+        self._channel.queue("workers", {}, json.dumps(list(self._children.workers.values())).encode())
+        self._channel.queue("ready", {"handler": ""})
+
     def _hear(self, message: Message, now: float) -> Birth | None:
+        if self._patience is not None:
+            self._patience.heard()
         if message.type == "fork" and self._setup is not None:
             return self._fork(message.fields["worker_id"], message.fields["nonce"], self._setup)
         if message.type == "stop":
             self._stop(now)
         elif message.type == "setup":
             self._prepare(Setup.read(message.payload))
+        elif message.type == "ring":
+            for pid in self._children.workers:
+                _kill(pid, signal.SIGUSR1)
+        elif message.type == "kill":
+            for pid in [pid for pid, id in self._children.workers.items() if id == message.fields["worker_id"]]:
+                _kill(pid, signal.SIGKILL)
         else:
             raise ProtocolViolation(f"{message.type!r} is not for a template")
         return None
@@ -201,6 +247,7 @@ class Template:
             self._channel.deliver("failed", {"code": "handler-failed"}, payload)
             os._exit(EXIT_CANNOT_START)
         self._setup = setup
+        self._patience = Patience(setup.orphan_ttl_s)
         gc.collect()
         gc.freeze()
         self._channel.queue("ready", {"handler": ""})
@@ -318,10 +365,13 @@ def _read_launch() -> Launch:
 
 
 def _catch_signals() -> int:
-    """SIGCHLD and SIGTERM become bytes on the fd that is returned; SIGINT and SIGHUP are the daemon's affair."""
+    """SIGCHLD and SIGTERM become bytes on the fd that is returned; SIGINT and SIGHUP are the daemon's affair.
+
+    SIGUSR1 is for workers: one that was just forked has this handler until it has its own.
+    """
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    for number in (signal.SIGCHLD, signal.SIGTERM):
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _noted)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

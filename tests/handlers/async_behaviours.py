@@ -32,6 +32,8 @@ async def sleeps(input_data):
         await asyncio.sleep(input_data["seconds"])
     finally:
         workspace.path("cleaned").write_text(workspace.run.id)
+    if "then_prints" in input_data:
+        print(input_data["then_prints"])
     return "slept"
 
 

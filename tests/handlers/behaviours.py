@@ -282,6 +282,8 @@ def sleeps(input_data):
         time.sleep(input_data["seconds"])
     finally:
         Path(workspace.path("cleaned")).write_text(workspace.run.id or "")
+    if "then_prints" in input_data:
+        print(input_data["then_prints"])
     return "slept"
 
 

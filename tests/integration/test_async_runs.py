@@ -246,6 +246,31 @@ def test_a_thousand_runs_survive_the_death_of_everything(
     assert [row["run_id"] for row in reversed(newest_first)] == accepted
 
 
+def test_a_daemon_that_is_killed_alone_costs_no_run_at_all(
+        new_daemon: Callable[..., Daemon], tmp_path: Path) -> None:  # fault 30, fault 31
+    """Its worker outlives it with the run it has; those that wait are queued again, behind nobody but each other."""
+    daemon = new_daemon()
+    daemon.deploy(write_agent(tmp_path / "slow", AGENT, **ONE_WORKER))
+    workspace = workspace_of(daemon, "slow")
+    run_ids = [detach(daemon, "slow", f"user-{n % 4}", n=n, work_s=0.02) for n in range(100)]
+    key = {"agent": "slow", "input": {"n": 100}, "idempotency_key": "last"}
+    last = daemon.call("run", **key, detach=True)["request_id"]
+    for _ in range(3):
+        before = sum(executed(workspace).values())
+        eventually(lambda before=before: sum(executed(workspace).values()) > before + 5, 30, "more to be executed")  # type: ignore[misc]
+        daemon.crash()
+        daemon.start()
+    rows = [ended(daemon, run_id) for run_id in (*run_ids, last)]
+    states = Counter(row["state"] for row in rows)
+    done = executed(workspace)
+    assert max(done.values()) == 1
+    # a start that was written when the daemon died, and that no worker had got, is not made again
+    assert set(states) <= {"completed", "crashed"} and states["crashed"] <= 3, states
+    for run_id, row in zip((*run_ids, last), rows, strict=True):
+        assert (row["state"] == "completed") == (done[run_id] == 1), row
+    assert daemon.call("run", **key)["request_id"] == last
+
+
 def test_workers_that_die_cost_no_run_but_the_one_they_had(daemon: Daemon, tmp_path: Path) -> None:  # fault 1
     name = "detached-dying"
     daemon.deploy(write_agent(tmp_path / name, AGENT, **ONE_WORKER))

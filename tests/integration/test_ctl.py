@@ -170,6 +170,8 @@ STATS = {"workers": {"current": 1, "healthy": 1}, "queue": {"depth": 0},
     (["status"], "status", {"version": "0.1.0", "ready": True}, "version\t0.1.0\nready\ttrue\n"),
     (["cancel", "r-7"], "run.cancel", {"run_id": "r-7", "cancelled": True}, "cancelled r-7\n"),
     (["restart", "my-agent"], "restart", {"name": "my-agent", "version": 3}, "restarted my-agent (version 3)\n"),
+    (["rollback", "my-agent"], "rollback", {"name": "my-agent", "version": 2, "from": 3},
+     "rolled my-agent back from version 3 to 2\n"),
     (["undeploy", "my-agent"], "undeploy", {"name": "my-agent", "purged": False},
      "undeployed my-agent; its workspace stays\n"),
     (["undeploy", "my-agent", "--purge"], "undeploy", {"name": "my-agent", "purged": True},
@@ -205,6 +207,15 @@ def test_names_cannot_draw_on_the_terminal(door: ScriptedDaemon) -> None:
     door.answers("agent.list", {"agents": [{**AGENT, "state": "[red]\x1b]0;owned\x07"}]})
     assert "[red]\\x1b]0;owned\\x07" in on_terminal(door, "list", COLUMNS="200")
     assert "[red]\\x1b]0;owned\\x07" in ctl(door, "list").stdout
+
+
+def test_a_rollback_is_told_with_the_list(door: ScriptedDaemon) -> None:
+    note = {"version": 3, "reason": "its worker ended (exit 7)", "at": 0.0}
+    door.answers("agent.list", {"agents": [{**AGENT, "rolled_back": note}, {**AGENT, "rolled_back": None}]})
+    done = ctl(door, "list")
+    assert len(done.stdout.splitlines()) == 3
+    [told] = done.stderr.splitlines()
+    assert "my-agent: version 3" in told and "rolled back 1970-01-01" in told and "its worker ended (exit 7)" in told
 
 
 def test_a_run_that_had_ended_cannot_be_cancelled(door: ScriptedDaemon) -> None:

@@ -68,7 +68,7 @@ def test_sigterm_accepts_nobody_new(tmp_path: Path) -> None:
             door.peer.answer(call, run_result())
             assert first_answer(plain)
         assert door.exit_code() == 0
-        assert len(door.peer.requests) == 2
+        assert [one["method"] for one in door.peer.requests].count("run") == 1, "the backlog is for the next door"
 
 
 def test_sigterm_ends_within_the_grace_under_load(tmp_path: Path) -> None:

@@ -72,7 +72,8 @@ def test_a_cancel_that_overtakes_its_run_is_answered(worker: End) -> None:
     worker.cancel(first)
     assert worker.ended(first).state == "cancelled"
     assert [worker.ended(run_id).state for run_id in [*ids, waiting]] == ["completed"] * (CONCURRENCY + 1)
-    fields = {"session_id": None, "context": None, "turn": 0, "timeout_s": None, "stream": False, "run_id": "r-both"}
+    fields = {"session_id": None, "context": None, "turn": 0, "timeout_s": None, "stream": False, "note": {},
+              "run_id": "r-both"}
     both = worker.link.send("run", fields, b"null") + worker.link.send(
         "cancel", {"run_id": "r-both", "reason": "cancelled"})
     worker.sock.sendall(both)
@@ -171,16 +172,6 @@ def test_stop_lets_all_runs_finish(peer: Peer) -> None:
     assert [worker.ended(run_id).value for run_id in ids] == ["slept"] * (CONCURRENCY + 1)
     assert worker.hello
     assert peer.exited(worker.hello.fields["id"]) == 0
-    peer.end(worker)
-
-
-def test_a_worker_whose_supervisor_is_gone_leaves_although_it_runs(peer: Peer) -> None:
-    worker = peer.worker()
-    worker.run({"do": "sleeps", "seconds": 30})
-    worker.sock.close()
-    worker.open = False
-    assert worker.hello
-    assert peer.exited(worker.hello.fields["id"]) == 70
     peer.end(worker)
 
 

@@ -4,6 +4,7 @@ The template runs as the daemon starts it without bubblewrap: isolated, from a d
 sockets and one thread: a test says what it sends, and waits for what must come.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -68,7 +69,13 @@ class End:
             self.open = False
             return
         self.said_at = time.perf_counter()
-        self.inbox += self.link.receive(data)
+        messages = self.link.receive(data)
+        self.inbox += messages
+        over = [message.fields["run_id"] for message in messages if message.type == "ended"]
+        if over and self.peer.acknowledges:
+            # it may have left, or died, since
+            with contextlib.suppress(ConnectionError):
+                self.send("acknowledged", {"run_ids": over})
 
     def take(self, type: str, timeout_s: float = WAIT_S, **fields: Any) -> Message:
         """The next message of that type with those fields; others stay where they are."""
@@ -86,7 +93,8 @@ class End:
     def run(self, value: Any = None, *, raw: bytes | None = None, **fields: Any) -> str:
         """Start a run; its id."""
         run_id: str = fields.setdefault("run_id", f"r-{next(self.peer.numbers)}")
-        facts = {"session_id": None, "context": None, "turn": 0, "timeout_s": None, "stream": False, **fields}
+        facts = {"session_id": None, "context": None, "turn": 0, "timeout_s": None, "stream": False, "note": {},
+                 **fields}
         self.send("run", facts, json.dumps(value).encode() if raw is None else raw)
         return run_id
 
@@ -118,17 +126,19 @@ class End:
 class Peer:
     """A template and all that dials its socket.
 
-    Invariant: after `close` the template is reaped, and nothing it started lives.
+    Invariant: after `close` the template is reaped, and nothing it started lives. While it `acknowledges`, every end
+    of a run is acknowledged when it is heard.
     """
 
     def __init__(self, place: Path, module: str = "behaviours", entrypoint: str = "handler", **setup: Any) -> None:
         self.place = place
+        self.acknowledges = True
         self.numbers = itertools.count(1)
         self.ends: list[End] = []
         self.setup: dict[str, Any] = {
             "agent": "probe", "version": 3, "module": module, "entrypoint": entrypoint, "concurrency": 1,
             "preload": False, "env": {}, "code_dir": str(HANDLERS), "workspace_dir": str(place / "workspace"),
-            "result_limit_bytes": 8 << 20, "isolation": "none", **setup,
+            "result_limit_bytes": 8 << 20, "orphan_ttl_s": 0.0, "isolation": "none", **setup,
         }
         (place / "workspace").mkdir(exist_ok=True)
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

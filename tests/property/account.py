@@ -76,8 +76,9 @@ class Account:
         if event.agent in self.agents or self.stopping:
             return False
         self._new_agent(event.agent, event.settings)
-        for id, turns, idle_s in event.sessions:
-            self.agents[event.agent].sessions[id] = SessionRecord("", 0.0, self.now - idle_s, turns=turns)
+        for seen in event.sessions:
+            record = SessionRecord("", 0.0, self.now - seen.idle_s, turns=seen.turns)
+            self.agents[event.agent].sessions[seen.id] = record
         return True
 
     def _version_staged(self, event: ev.VersionStaged) -> bool:

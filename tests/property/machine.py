@@ -64,7 +64,7 @@ class Life(RuleBasedStateMachine):
 
     @initialize(first=variants, second=variants, remembered=st.integers(0, 4))
     def begin(self, first: Settings, second: Settings, remembered: int) -> None:
-        sessions = tuple((f"s{number}", number, 30.0 - 5.0 * number) for number in range(1, remembered + 1))
+        sessions = tuple(ev.Seen(f"s{number}", number, 30.0 - 5.0 * number) for number in range(1, remembered + 1))
         self.world.serving("a", first)
         self.world.load("b", second, sessions)
 

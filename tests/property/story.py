@@ -25,7 +25,7 @@ def read_story(lines: Iterable[str]) -> list[tuple[float, ev.Event]]:
             if "undelivered" in fields:
                 fields["undelivered"] = frozenset(fields["undelivered"])
             if "sessions" in fields:
-                fields["sessions"] = tuple((id, turns, idle_s) for id, turns, idle_s in fields["sessions"])
+                fields["sessions"] = tuple(ev.Seen(*seen) for seen in fields["sessions"])
             steps.append((now, getattr(ev, name)(**fields)))
     return steps
 

@@ -69,7 +69,7 @@ class World:
     # Callers
 
     def load(
-        self, agent: str, settings: Settings | None = None, sessions: tuple[tuple[str, int, float], ...] = (),
+        self, agent: str, settings: Settings | None = None, sessions: tuple[ev.Seen, ...] = (),
     ) -> None:  # fmt: skip
         self.tell(ev.AgentLoaded(agent, 1, settings or Settings(), sessions))
 

@@ -24,9 +24,9 @@ class CoreWorld:
     Processes do nothing by themselves: they become ready in `start_all` or `tell`, and die in `die`.
     """
 
-    def __init__(self, policy: Policy | None = None) -> None:
+    def __init__(self, policy: Policy | None = None, uniform: float = UNIFORM) -> None:
         self.policy = policy or Policy()
-        self.supervisor = Supervisor("b", self.policy, lambda: UNIFORM)
+        self.supervisor = Supervisor("b", self.policy, lambda: uniform)
         self.now = 1000.0
         self.effects: list[ef.Effect] = []
         self._names = 0
@@ -40,7 +40,7 @@ class CoreWorld:
     # Agents
 
     def deploy(
-        self, agent: str = "a", workers: int = 1, sessions: tuple[tuple[str, int, float], ...] = (),
+        self, agent: str = "a", workers: int = 1, sessions: tuple[ev.Seen, ...] = (),
         **settings: float | str,
     ) -> list[str]:  # fmt: skip
         """An agent with that many workers, all ready. Returns their ids."""
@@ -50,11 +50,20 @@ class CoreWorld:
         assert len(self.ready(agent)) == workers
         return self.ready(agent)
 
-    def stage(self, version: int, agent: str = "a", **settings: float | str) -> str:
+    def stage(self, version: int, agent: str = "a", at_once: bool = False, **settings: float | str) -> str:
         """Returns the id of the template on trial."""
         request = self.name("q")
-        effects = self.tell(ev.VersionStaged(agent, version, Settings(**settings), request))  # type: ignore[arg-type]
+        wanted = Settings(**settings)  # type: ignore[arg-type]
+        effects = self.tell(ev.VersionStaged(agent, version, wanted, request, at_once))
         return only(effects, ef.StartTemplate).template
+
+    def redeploy(self, version: int = 2, agent: str = "a", **settings: float | str) -> str:
+        """The version comes to serve. Returns its first worker."""
+        self.stage(version, agent, **settings)
+        self.start_all()
+        current = self.agent(agent).current
+        assert current is not None and current.version == version
+        return next(id for id, worker in self.agent(agent).workers.items() if worker.template is current)
 
     def agent(self, agent: str = "a") -> Agent:
         return self.supervisor.agents[agent]
@@ -134,6 +143,23 @@ class CoreWorld:
     def die(self, worker: str, *undelivered: str) -> list[ef.Effect]:
         """The kernel has proved the worker dead. `undelivered` are runs it has never read."""
         return self.tell(ev.WorkerExited(worker, "signal 9", frozenset(undelivered)))
+
+    def fall(self, worker: str, times: int) -> None:
+        """`worker` and each that takes its place die, `times` deaths in all."""
+        for number in range(times):
+            self.die(worker)
+            if number < times - 1:
+                worker = self.next_fork()
+                self.tell(ev.WorkerReady(worker))
+
+    def next_fork(self) -> str:
+        """Wait until one more worker is forked."""
+        forked = len(all_of(self.effects, ef.ForkWorker))
+        while len(all_of(self.effects, ef.ForkWorker)) == forked:
+            deadline = self.supervisor.next_deadline()
+            assert deadline is not None, "nothing will be forked any more"
+            self.wait(max(0.0, deadline - self.now))
+        return all_of(self.effects, ef.ForkWorker)[-1].worker
 
     def occupy(self, worker: str) -> str:
         """Give a worker a run without a session, leaving the other idle ones idle. Returns the run."""

@@ -27,6 +27,7 @@ EACH: dict[str, tuple[Any, str, Any]] = {
     "start_timeout_s": (1.5, "2.5", 3.5),
     "grace_s": (1.5, "2.5", 3.5),
     "stop_timeout_s": (1.5, "2.5", 3.5),
+    "orphan_ttl_s": (1.5, "2.5", 3.5),
     "build_timeout_s": (1.5, "2.5", 3.5),
 }
 
@@ -52,7 +53,7 @@ def refused(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) 
 
 
 def test_every_setting_can_be_set() -> None:
-    assert {field.name for field in fields(Config)} - {"build_environ"} == set(EACH)
+    assert {field.name for field in fields(Config)} - {"build_environ", "failpoints"} == set(EACH)
 
 
 @pytest.mark.parametrize("name", EACH)
@@ -117,7 +118,8 @@ def test_pip_sees_what_says_where_packages_come_from_and_nothing_else() -> None:
 
 @pytest.mark.parametrize(("name", "value"), [
     ("isolation", "docker"), ("log_level", "loud"), ("log_format", "xml"), ("durability", "paper"),
-    ("start_timeout_s", 0), ("grace_s", -1), ("stop_timeout_s", 0), ("build_timeout_s", float("nan")),
+    ("start_timeout_s", 0), ("grace_s", -1), ("stop_timeout_s", 0), ("orphan_ttl_s", 0),
+    ("build_timeout_s", float("nan")),
     ("http", "everywhere"),
 ])
 def test_a_bad_value_is_named_wherever_it_comes_from(name: str, value: Any, tmp_path: Path) -> None:

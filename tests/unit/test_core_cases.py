@@ -89,7 +89,7 @@ class Scene:
         if cell.home in ("busy with another session", "draining"):
             blocking = self.world.occupy(self.home)
             if cell.home == "draining":
-                self.world.stage(2, min_workers=2, **settings)
+                self.world.stage(2, at_once=True, min_workers=2, **settings)
                 self.world.start_all()
                 for worker in set(self.world.agent().workers) - set(self.world.ready()) - {self.home}:
                     self.world.die(worker)

@@ -5,22 +5,13 @@ import pytest
 from orpheusd.core import effects as ef
 from orpheusd.core import events as ev
 from orpheusd.core.agent import AgentState, Settings
-from orpheusd.core.pool import KILL_RETRY_S, Policy
+from orpheusd.core.orders import KILL_RETRY_S
+from orpheusd.core.pool import Policy
 from orpheusd.core.restart import BACKOFF_FIRST_S, BACKOFF_MOST_S, INTENSITY, QUARANTINE_S, WINDOW_S
 from tests.unit.core_world import UNIFORM, CoreWorld, all_of, only
 
 #: What a slot waits after its first failure.
 FIRST_DELAY_S = BACKOFF_FIRST_S * (0.5 + UNIFORM / 2)
-
-
-def next_fork(world: CoreWorld) -> str:
-    """Wait until one more worker is forked."""
-    forked = len(all_of(world.effects, ef.ForkWorker))
-    while len(all_of(world.effects, ef.ForkWorker)) == forked:
-        deadline = world.supervisor.next_deadline()
-        assert deadline is not None, "nothing will be forked any more"
-        world.wait(max(0.0, deadline - world.now))
-    return all_of(world.effects, ef.ForkWorker)[-1].worker
 
 
 # Versions on trial
@@ -139,7 +130,7 @@ def test_a_slot_waits_longer_each_time_its_worker_dies() -> None:
     for _ in range(3):
         world.die(worker)
         died = world.now
-        worker = next_fork(world)
+        worker = world.next_fork()
         delays.append(world.now - died)
         world.tell(ev.WorkerReady(worker))
     assert delays == [pytest.approx(FIRST_DELAY_S * factor) for factor in (1, 2, 4)]
@@ -189,7 +180,7 @@ def test_an_agent_that_keeps_dying_is_quarantined_and_released() -> None:
     waiting = world.request("s")
     for _ in range(INTENSITY - 1):
         assert world.agent().state is AgentState.ACTIVE
-        world.die(next_fork(world))
+        world.die(world.next_fork())
     assert world.agent().state is AgentState.QUARANTINED
     assert world.outcome(waiting) == ("rejected", "quarantined")
     refused = world.request()
@@ -202,12 +193,51 @@ def test_an_agent_that_keeps_dying_is_quarantined_and_released() -> None:
     assert world.run()
 
 
+# fault 75
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(("min_workers", "asked"), [(1, 0), (1, 3), (10, 3)])
+def test_a_crash_loop_is_ten_starts_a_minute_at_most(
+    uniform: float, min_workers: int, asked: int
+) -> None:
+    """Of an agent whose workers die before they are ready, however many it wants and however often it is asked."""
+    world = CoreWorld(uniform=uniform)
+    world.deploy(workers=min_workers, max_workers=10)
+    for worker in world.ready():
+        world.die(worker)
+    forked: list[float] = []
+    for _ in range(1000):
+        world.effects.clear()
+        for _ in range(asked):
+            world.request()
+        world.wait(0.1)
+        for fork in all_of(world.effects, ef.ForkWorker):
+            forked.append(world.now)
+            world.die(fork.worker)
+        for template in list(world.supervisor.pool.templates.values()):
+            if template.state.value == "starting":
+                world.tell(ev.TemplateReady(template.id))
+    assert len(forked) > INTENSITY
+    assert max(sum(at <= other < at + 60.0 for other in forked) for at in forked) <= 10
+
+
+def test_a_completed_run_lets_all_slots_be_filled_again() -> None:
+    world = CoreWorld()
+    for worker in world.deploy(workers=5):
+        world.die(worker)
+    world.wait(FIRST_DELAY_S)
+    world.start_all()
+    assert len(world.ready()) == 1
+    world.run()
+    world.start_all()
+    assert len(world.ready()) == 5
+
+
 def test_failures_far_apart_are_no_reason_for_quarantine() -> None:
     world = CoreWorld()
     world.deploy()
     for _ in range(2 * INTENSITY):
         world.die(world.ready()[0])
-        world.tell(ev.WorkerReady(next_fork(world)))
+        world.tell(ev.WorkerReady(world.next_fork()))
         world.wait(WINDOW_S)
     assert world.agent().state is AgentState.ACTIVE
 
@@ -216,7 +246,7 @@ def test_a_version_that_works_ends_a_quarantine() -> None:
     world = CoreWorld()
     world.die(world.deploy()[0])
     for _ in range(INTENSITY - 1):
-        world.die(next_fork(world))
+        world.die(world.next_fork())
     world.stage(2)
     world.start_all()
     assert world.agent().state is AgentState.ACTIVE and world.run() == world.ready()[0]
@@ -234,6 +264,8 @@ def test_a_template_that_dies_is_started_again_and_its_workers_are_mourned() -> 
     assert world.outcome(run) == ("crashed", "worker-crashed")
     world.wait(FIRST_DELAY_S)
     assert all_of(world.effects, ef.StartTemplate)[-1].version == 1
+    world.start_all()
+    world.wait(FIRST_DELAY_S)  # nothing has been completed since: one worker after the other
     world.start_all()
     assert len(world.ready()) == 2 and world.context_of(world.request("s")) == "lost"
 
@@ -266,7 +298,7 @@ def test_a_draining_home_finishes_its_run_and_its_session_waits_for_the_proof_of
     world = CoreWorld()
     [home] = world.deploy()
     running = world.request("s")
-    world.stage(2)
+    world.stage(2, at_once=True)
     world.start_all()
     assert world.state_of(home) == "draining"
     strict = world.request("s", affinity="strict")
@@ -282,7 +314,7 @@ def test_a_restart_waits_for_running_runs_as_long_as_they_may_take() -> None:
     world = CoreWorld(Policy(drain_s=5.0))
     [home] = world.deploy(timeout_s=300.0)
     world.request("s")
-    world.stage(2)
+    world.stage(2, at_once=True)
     world.start_all()
     world.wait(299.0)
     assert world.state_of(home) == "draining" and all_of(world.effects, ef.CancelRun) == []

@@ -4,6 +4,7 @@ import pytest
 
 from orpheusd.core import effects as ef
 from orpheusd.core import events as ev
+from orpheusd.core.events import Seen
 from tests.unit.core_world import CoreWorld, all_of, only
 
 
@@ -80,7 +81,7 @@ def test_a_warm_run_is_not_restored_whatever_its_worker_says() -> None:
 
 def test_a_remembered_session_is_lost_not_new() -> None:
     world = CoreWorld()
-    world.deploy(sessions=(("old", 4, 60.0), ("young", 1, 1.0)))
+    world.deploy(sessions=(Seen("old", 4, 60.0), Seen("young", 1, 1.0)))
     assert world.agent().sessions.homeless == 2
     run = world.request("old")
     assert world.context_of(run) == "lost" and world.dispatches(run)[0].turn == 5
@@ -91,7 +92,7 @@ def test_a_remembered_session_is_lost_not_new() -> None:
 
 def test_a_remembered_session_expires_as_if_the_daemon_had_been_there() -> None:
     world = CoreWorld()
-    world.deploy(sessions=(("old", 4, 60.0), ("young", 1, 1.0)), session_ttl_s=100.0)
+    world.deploy(sessions=(Seen("old", 4, 60.0), Seen("young", 1, 1.0)), session_ttl_s=100.0)
     world.wait(39.9)
     assert ended(world) == []
     world.wait(0.2)
@@ -102,7 +103,7 @@ def test_a_remembered_session_expires_as_if_the_daemon_had_been_there() -> None:
 
 def test_no_more_are_remembered_than_there_may_be() -> None:
     world = CoreWorld()
-    world.deploy(sessions=tuple((f"s{number}", 1, 50.0 - number) for number in range(5)), session_max=3)
+    world.deploy(sessions=tuple(Seen(f"s{number}", 1, 50.0 - number) for number in range(5)), session_max=3)
     assert ended(world) == [("s0", "evicted"), ("s1", "evicted")]
 
 

@@ -40,6 +40,21 @@ def test_pieces_become_one_file(under_way: Uploads) -> None:
     assert not path.exists() and len(under_way) == 0
 
 
+def test_what_is_claimed_stays_whoever_leaves(under_way: Uploads, clock: Clock) -> None:
+    claimed, left = under_way.begin(), under_way.begin()
+    path = under_way.claim(claimed)
+    with pytest.raises(OrpheusError, match="being deployed already") as caught:
+        under_way.claim(claimed)
+    assert caught.value.code == "conflict"
+    for upload in (claimed, left):
+        under_way.abandon(upload)
+    clock.now += 2 * LIFETIME_S
+    under_way.expire()
+    assert path.exists() and len(under_way) == 1
+    under_way.drop(claimed)
+    assert not path.exists()
+
+
 def test_too_many_at_a_time_are_refused_and_one_less_is_not(under_way: Uploads) -> None:
     first, *_ = [under_way.begin() for _ in range(LIMIT_UPLOADS)]
     with pytest.raises(OrpheusError) as caught:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orpheusd.deploy.versions import KEPT_VERSIONS, VersionStore
+from orpheusd.deploy.versions import KEPT_VERSIONS, RolledBackFrom, VersionStore
 from orpheusd.errors import OrpheusError
 from tests.eventually import eventually
 from tests.tars import END, folder, member, packed, snapshot
@@ -120,6 +120,33 @@ def test_old_versions_are_pruned_but_not_those_in_use(store: VersionStore, tmp_p
     store.set_current("a", 4)
     assert store.prune("a") == [2]
     assert store.current("a") == 4 and len(store.versions("a")) == KEPT_VERSIONS + 1
+
+
+def test_what_never_served_is_nothing_to_go_back_to_and_is_pruned_first(store: VersionStore, tmp_path: Path) -> None:
+    deployed(store, tmp_path)
+    left_over = store.stage("a", bundle(tmp_path)).number
+    for _ in range(KEPT_VERSIONS):
+        deployed(store, tmp_path)
+    assert left_over not in store.served("a") and len(store.served("a")) == KEPT_VERSIONS + 1
+    assert store.prune("a") == [left_over]
+
+
+def test_a_rollback_is_noted_until_another_version_is_chosen(store: VersionStore, tmp_path: Path) -> None:
+    older, newer = deployed(store, tmp_path), deployed(store, tmp_path)
+    assert store.rolled_back("a") is None and store.rolled_back("nobody") is None
+    note = RolledBackFrom(newer, "its worker ended (signal 9)", 1.5)
+    store.set_current("a", older, note)
+    again = VersionStore(store.state_dir)
+    assert again.current("a") == older and again.rolled_back("a") == note
+    for damaged in ("{", "[]", '{"version": 1}'):
+        (store.state_dir / "agents/a/rolled-back").write_text(damaged)
+        assert store.rolled_back("a") is None
+    store.set_current("a", older, note)
+    store.set_current("a", newer)
+    assert store.rolled_back("a") is None
+    store.set_current("a", older, note)
+    store.remove_agent("a", purge=False)
+    assert store.rolled_back("a") is None
 
 
 def test_removing_an_agent_keeps_its_workspace_unless_purged(store: VersionStore, tmp_path: Path) -> None:
@@ -257,3 +284,35 @@ def test_killed_at_any_moment_the_current_version_is_whole(store: VersionStore, 
         assert restarted.read_env("a", version.number) == {"KEY": "v" * 100}
         assert list((store.state_dir / "tmp").iterdir()) == []
         last = version.number
+
+
+def test_what_a_killed_deploy_left_on_trial_is_gone_at_the_next_start(store: VersionStore, tmp_path: Path) -> None:
+    # fault 78: it must not be there to be gone back to
+    deployed(store, tmp_path)
+    store.stage("a", bundle(tmp_path))
+    other = bundle(tmp_path, name="b")
+    store.stage("b", other)
+    assert store.versions("a") == [1, 2] and store.versions("b") == [1]
+    VersionStore(store.state_dir).prepare()
+    assert store.current("a") == 1 and store.versions("a") == [1]
+    assert store.versions("b") == [] and not store.workspace_dir("b").exists()
+    assert store.stage("a", bundle(tmp_path)).number == 3
+
+
+def test_a_version_whose_switch_was_interrupted_after_it_is_kept(store: VersionStore, tmp_path: Path) -> None:
+    # fault 78
+    mark = store.state_dir / "agents/a/versions" / str(deployed(store, tmp_path)) / "trial"
+    assert not mark.exists()
+    mark.touch()
+    VersionStore(store.state_dir).prepare()
+    assert store.versions("a") == [1] and not mark.exists()
+
+
+def test_a_trial_that_cannot_be_settled_stops_nothing(store: VersionStore, tmp_path: Path) -> None:
+    deployed(store, tmp_path)
+    (store.state_dir / "agents/a/current").write_text("no number")
+    store.stage("b", bundle(tmp_path, name="b"))
+    (store.state_dir / "agents/a/versions/1/trial").touch()
+    VersionStore(store.state_dir).prepare()
+    assert store.versions("b") == [] and store.versions("a") == [1]
+    assert "should hold a number" in store.list_agents().problems[0]

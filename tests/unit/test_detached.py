@@ -6,10 +6,10 @@ import orjson
 
 from orpheusd.core.events import RunRequested
 from orpheusd.detached import WriteAhead, never_began, options_of, requested_again
-from orpheusd.engine import _believable
 from orpheusd.runlog.batch import Story
 from orpheusd.runlog.compose import detail_of, fresh, sealed
 from orpheusd.runlog.rows import RunDetail
+from orpheusd.said import believable
 from tests.runlog_kit import queued
 
 
@@ -59,14 +59,14 @@ def test_what_a_dead_worker_never_got_goes_to_another_when_it_is_written() -> No
     workers.dispatch("w-1", "r-1")
     workers.dispatch("w-2", "r-2")
     assert workers.ahead.unread("w-1") == {"r-1"}
-    workers.dispatch("w-3", "r-1")  # the log is told of its start again, and refuses that
+    workers.dispatch("w-3", "r-1")  # the log is told of its start again
     workers.ahead.written(["r-1"])
     assert workers.got == [("w-3", "r-1")]
     assert workers.ahead.unread("w-1") == frozenset()
 
 
 def test_a_start_that_is_written_is_not_waited_for_again() -> None:
-    """Its worker died without having read it, which its channel proved: the log will not say it again."""
+    """Its worker died without having read it, which its channel proved."""
     workers = Workers()
     workers.dispatch("w-1", "r-1")
     workers.ahead.written(["r-1"])
@@ -85,7 +85,7 @@ def test_what_is_over_is_forgotten_and_says_whether_it_began() -> None:
 def test_what_the_engine_says_for_a_worker_is_believed() -> None:
     for reason in ("cancelled", "timed-out"):
         message = never_began("r-1", reason)
-        assert _believable(message) is message
+        assert believable(message) is message
         assert orjson.loads(message.payload) == {"message": f"{reason} before a worker began it"}
 
 

@@ -28,7 +28,7 @@ async def opened(folder: Path) -> AsyncIterator[AgentLogs]:
     try:
         yield agents
     finally:
-        agents.close()
+        agents.close(5.0)
 
 
 def run(life: Coroutine[Any, Any, None]) -> None:

@@ -50,6 +50,21 @@ def test_the_reaped_and_the_closed_take_no_signal(sleeper: "subprocess.Popen[byt
     assert not held.send_signal(signal.SIGTERM)
 
 
+def test_an_expendable_process_is_never_made_less_so(sleeper: "subprocess.Popen[bytes]") -> None:
+    # fault 8
+    held = PidFd(sleeper.pid)
+    score = Path(f"/proc/{sleeper.pid}/oom_score_adj")
+    held.make_expendable()
+    assert score.read_text() == "500\n"
+    score.write_text("900")
+    held.make_expendable()
+    assert score.read_text() == "900\n"
+    sleeper.kill()
+    sleeper.wait()
+    held.make_expendable()
+    held.close()
+
+
 @LOOPS
 def test_a_watch_fires_once(loop_factory: Loop, sleeper: "subprocess.Popen[bytes]") -> None:
     async def scenario() -> list[str]:

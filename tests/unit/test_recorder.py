@@ -21,6 +21,7 @@ from orpheusd.recorder import Key, Recorder, described
 from orpheusd.runlog.queries import RunQuery
 from orpheusd.runlog.rows import RunDetail
 from orpheusd.runlog.settings import Settings
+from orpheusd.wire.worker import Message
 from tests.eventually import eventually
 
 THOROUGH = Settings(check_budget_s=30.0, reserve_bytes=4096)
@@ -153,7 +154,7 @@ def test_what_cannot_be_recorded_is_not_accepted(tmp_path: Path) -> None:
     assert raised.value.code == "overloaded" and raised.value.retry_after_s
 
 
-def test_what_an_earlier_daemon_left_unfinished_has_crashed(tmp_path: Path) -> None:
+def test_what_an_earlier_daemon_left_unfinished_of_an_agent_that_is_gone_has_crashed(tmp_path: Path) -> None:
     with recorder(tmp_path) as book:
         for run_id in ("queued", "started", "ended"):
             accept(book, run_id)
@@ -161,12 +162,58 @@ def test_what_an_earlier_daemon_left_unfinished_has_crashed(tmp_path: Path) -> N
         start(book, "ended")
         book.ended(outcome("ended"))
     with recorder(tmp_path) as book:
+        book.give_up_unfinished({"a"})
+        taken = book.take_unfinished("a", 9.0)
+        assert {run.run: (run.session, run.context, run.worker, run.left_s) for run in taken} == {
+            "queued": ("s", None, None, 9.0), "started": ("s", "warm", "w-b-2", 9.0)}
+        assert book.take_unfinished("b", 9.0) == ()
+        book.give_up_unfinished({"b"})
         rows = {run_id: show(book, run_id) for run_id in ("queued", "started", "ended")}
     assert {run_id: row["state"] for run_id, row in rows.items()} == {
         "queued": "crashed", "started": "crashed", "ended": "completed"}
     for run_id in ("queued", "started"):
         assert rows[run_id]["code"] == "worker-crashed"
-        assert rows[run_id]["error_message"] == f"the daemon ended while this run was {run_id}"
+        assert rows[run_id]["error_message"] == (
+            f"the daemon ended while this run was {run_id}, and its agent is not deployed any more")
+
+
+def held(run_id: str, over: bool = True, timeout_s: float = 60.0, elapsed_s: float = 20.0) -> Message:
+    """What the worker says of a run that it has."""
+    note = {"source": "http", "caller": "uid 9", "at": 1000.5}
+    return Message("held", {"run_id": run_id, "session_id": "s", "context": "warm", "turn": 2, "timeout_s": timeout_s,
+                            "note": note, "elapsed_s": elapsed_s, "over": over}, b'{"q":1}')
+
+
+def test_a_worker_that_is_adopted_brings_runs_that_the_log_does_not_know(tmp_path: Path) -> None:
+    # fault 33
+    with recorder(tmp_path) as book:
+        for run_id in ("queued", "started", "ended"):
+            accept(book, run_id)
+        start(book, "started")
+        start(book, "ended")
+        book.ended(outcome("ended"))
+    with recorder(tmp_path) as book:
+        found = book.adopted(WORKER, [held(run_id) for run_id in ("queued", "started", "ended", "unwritten")])
+        assert found.over == ["ended"]
+        assert [(run.run, run.session, run.worker, run.left_s) for run in found.runs] == [
+            (run_id, "s", "w-b-2", 40.0) for run_id in ("queued", "started", "unwritten")]
+        rows = {run_id: show(book, run_id) for run_id in ("queued", "started", "ended", "unwritten")}
+        assert {run_id: row["state"] for run_id, row in rows.items()} == {
+            "queued": "started", "started": "started", "ended": "completed", "unwritten": "started"}
+        written = rows["unwritten"]
+        assert (written["agent"], written["session_id"], written["source"], written["caller"], written["input"]) == (
+            "a", "s", "http", "uid 9", {"q": 1})
+        assert (written["version"], written["worker_id"], written["turn"]) == (3, "w-b-2", 2)
+        assert written["queued_at"] == written["started_at"] == 1000.5
+        assert book.health()["refused_changes"] == 0
+
+
+def test_a_worker_cannot_claim_a_run_of_another_agent(tmp_path: Path) -> None:
+    with recorder(tmp_path) as book:
+        book.accepted("r-1", "b", None, "ctl", "uid 7", b"1")
+    with recorder(tmp_path) as book:
+        assert book.adopted(WORKER, [held("r-1")]) == ((), ["r-1"])
+        assert show(book, "r-1")["state"] == "queued"
 
 
 def test_a_damaged_log_is_put_aside_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -244,6 +291,9 @@ def test_detached_runs_that_never_started_are_left_to_be_queued_again(tmp_path: 
         assert [(one.run.run_id, one.options, one.idempotency_key) for one in left] == [
             ("queued", '{"timeout_s":3}', "k")]
         assert book.inputs(["queued", "nobody"]) == {"queued": b'{"q":1}'}
+        assert [run.run for run in book.take_unfinished("a", 300.0)] == ["started"]
+        assert book.found_whole("started") and not book.found_whole("nobody")
+        book.give_up_unfinished(())
         assert {run_id: show(book, run_id)["state"] for run_id in ("queued", "started")} == {
             "queued": "queued", "started": "crashed"}
 

@@ -24,7 +24,7 @@ def remembered(path: Path, forget: Callable[[str, str], None] = lambda _agent, _
     try:
         yield book
     finally:
-        book.close()
+        book.close(5.0)
 
 
 def tell(path: Path, *facts: tuple[str, str, int | None], forget: Callable[[str, str], None] | None = None) -> None:

@@ -97,6 +97,22 @@ def test_the_first_end_stands_and_is_acknowledged_again(tmp_path: Path, apart: b
         assert log.log.health()["state"] == "ok"
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_run_that_starts_again_was_executed_where_it_started_last(tmp_path: Path, apart: bool) -> None:
+    # fault 1: its first worker was gone before it had read the run
+    with Log(tmp_path) as log:
+        assert log.log.queued(queued("r-1"))
+        log.log.started(started("r-1", worker_id="w-1"))
+        if apart:
+            log.written()
+        log.log.started(started("r-1", worker_id="w-2", context="lost"))
+        log.log.ended(ended("r-1"))
+        log.settle(1)
+        run = log.show("r-1").run
+        assert (run.state, run.worker_id, run.context) == ("completed", "w-2", "lost")
+        assert log.log.health()["refused_changes"] == 0
+
+
 def test_a_run_id_is_accepted_once_and_takes_nobody_down_with_it(tmp_path: Path) -> None:
     with Log(tmp_path) as log:
         whole_run(log.log, "r-1")
@@ -299,9 +315,9 @@ def test_what_started_of_detached_runs_is_confirmed_after_the_commit(tmp_path: P
         log.written()
         assert log.detached == ["r-1", "r-2"] and log.started == ["r-1"]
         assert log.show("r-1").run.state == "started"
-        log.log.started(started("r-1"))  # a second start is none
+        log.log.started(started("r-1", worker_id="w-2"))  # the first died without having read it
         log.written()
-        assert log.started == ["r-1"]
+        assert log.started == ["r-1", "r-1"]
 
 
 def test_a_key_keeps_payloads_whole_and_is_there_from_the_first_row(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from orpheusd.wire.worker import ENDED_STATES, FRAME_LIMIT_BYTES, MESSAGES, PROTOCOL_VERSION, LinkState, Row
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "worker-protocol.md"
-NAMES = {str: "text", int: "integer", float: "", bool: "boolean", type(None): "null"}
+NAMES = {str: "text", int: "integer", float: "", bool: "boolean", type(None): "null", list: "array", dict: "object"}
 
 
 def test_the_messages_of_the_document_are_those_of_the_table() -> None:

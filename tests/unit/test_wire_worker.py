@@ -19,7 +19,7 @@ from orpheusd.wire.worker import (
     WorkerLink,
 )
 
-EXAMPLE: dict[type, Any] = {str: "text", int: 7, float: 0.5, bool: True, type(None): None}
+EXAMPLE: dict[type, Any] = {str: "text", int: 7, float: 0.5, bool: True, type(None): None, list: [], dict: {}}
 INSIDE = (Role.TEMPLATE, Role.WORKER)
 
 
@@ -92,7 +92,7 @@ def test_fields_must_be_the_tables(type: str, wrong: str) -> None:
     elif wrong == "extra":
         fields["surplus"] = 1
     elif wrong == "type":
-        fields[names[0]] = ["a list"]
+        fields[names[0]] = {"no": "such"} if list in row.fields[names[0]] else ["a list"]
     else:
         fields[names[0]] = True
     role = row.senders[-1] if row.senders[-1] is not Role.SUPERVISOR else Role.WORKER

@@ -185,7 +185,8 @@ def test_nothing_there_is_none(ends: Ends) -> None:
 
 GOOD_SETUP: dict[str, Any] = {
     "agent": "a", "version": 1, "module": "agent", "entrypoint": "handler", "concurrency": 1, "preload": False,
-    "env": {}, "code_dir": "/agent", "workspace_dir": "/workspace", "result_limit_bytes": 1, "isolation": "bwrap"}
+    "env": {}, "code_dir": "/agent", "workspace_dir": "/workspace", "result_limit_bytes": 1, "orphan_ttl_s": 1.0,
+    "isolation": "bwrap"}
 
 
 def test_a_setup_may_say_more_than_we_know() -> None:

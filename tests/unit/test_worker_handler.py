@@ -27,7 +27,7 @@ def setup(module: str = "entrypoints", entrypoint: str = "handler", **changes: A
     facts: dict[str, Any] = {
         "agent": "probe", "version": 1, "module": module, "entrypoint": entrypoint, "concurrency": 1,
         "preload": False, "env": {}, "code_dir": str(HANDLERS), "workspace_dir": "/workspace",
-        "result_limit_bytes": 1, "isolation": "none", **changes}
+        "result_limit_bytes": 1, "orphan_ttl_s": 1.0, "isolation": "none", **changes}
     return Setup(**facts)
 
 

@@ -27,6 +27,9 @@ from orpheusd.errors import OrpheusError
 #: Files for everything that is not a client: the loop's own, the listening sockets, the log, some to spare.
 RESERVED_FILES = 64
 
+#: How long the door waits, before it ends its streams, for what the daemon said before it told the door to go.
+CATCH_UP_S = 0.1
+
 _CLOSING = OrpheusError("draining", "the HTTP door is closing; the run goes on")
 
 
@@ -64,6 +67,7 @@ async def _serve(listeners: list[socket.socket], control: socket.socket, limits:
     gc.collect()
     gc.freeze()
     await closing.wait()
+    await client.catch_up(CATCH_UP_S)
     client.end_streams(_CLOSING)
     await server.stop(limits.grace_s)
     client.close()

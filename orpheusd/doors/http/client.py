@@ -8,6 +8,7 @@ import asyncio
 import re
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, cast
 
 import orjson
@@ -72,6 +73,12 @@ class ControlClient(asyncio.Protocol):
         """Tell the daemon that the reader of `stream` has left before its answer."""
         for id in [id for id, waiting in self._waiting.items() if waiting is stream]:
             self._write_soon(_frame(gone(id)))
+
+    async def catch_up(self, timeout_s: float) -> None:
+        """Returns when all that the daemon has said until now was heard, or after `timeout_s`."""
+        with suppress(OrpheusError, TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self.call("health", {})  # answers come in the order in which they are said
 
     def end_streams(self, error: OrpheusError) -> None:
         """End every stream with `error`; calls go on."""

@@ -45,7 +45,7 @@ class Limits(NamedTuple):
     heartbeat_s: float = 15.0
     #: Reading never waits for a handler: the daemon answers in microseconds, or it is stuck.
     read_deadline_s: float = 30.0
-    #: What the daemon allows running runs when it stops.
+    #: For requests in flight when the door is told to go. The daemon, which kills it later, states its own grace.
     grace_s: float = 10.0
 
 

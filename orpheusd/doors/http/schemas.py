@@ -43,10 +43,11 @@ _SESSION = record(id=SESSION_ID, home=optional(STRING), turns=COUNT, running=COU
 #: What the monitor measures; null until it has looked at the process for the first time.
 _PROCESS = {"pid": COUNT, "rss_bytes": optional(COUNT), "cpu_percent": optional(NUMBER), "children": optional(COUNT),
             "threads": optional(COUNT)}
-_WORKER = record(id=STRING, version=COUNT, state=STRING, busy=ANY, sessions=COUNT, runs=COUNT, uptime_s=NUMBER,
-                 **_PROCESS)
+_WORKER = record(id=STRING, version=COUNT, state=STRING, outdated=BOOLEAN, busy=ANY, sessions=COUNT, runs=COUNT,
+                 uptime_s=NUMBER, **_PROCESS)
 _AGENT = {"name": AGENT_NAME, "version": COUNT, "state": STRING, "min": COUNT, "max": COUNT, "sessions": COUNT,
-          "queue": COUNT, "runs": COUNT}
+          "queue": COUNT, "runs": COUNT,
+          "rolled_back": optional(record(version=COUNT, reason=STRING, at=NUMBER))}
 
 _LOGGED = record(
     seq=COUNT, run_id=STRING, agent=STRING, session_id=optional(STRING), source=STRING, caller=STRING,

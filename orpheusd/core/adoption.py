@@ -1,0 +1,177 @@
+"""Adoption: an agent gets back the templates and workers that outlived the last daemon, with what is in them.
+
+The workers know best: which sessions live in them, which runs they have. The disk may be some milliseconds behind, so
+while somebody who might know has not been heard, no worker of the agent takes a run: it could belong to a session that
+lives elsewhere. That is over when all were heard or are proved dead, and in any case after ADOPT_S. Whoever was not
+heard by then is killed, unless the log says that it has a run: it may be busy where it cannot hear, and the run's own
+deadline decides. The sessions that it holds are those that the disk says it holds.
+"""
+
+from typing import TYPE_CHECKING
+
+from orpheusd.core.deadlines import Deadlines
+from orpheusd.core.events import AgentLoaded, TemplateAdopted, Unfinished, WorkerAdopted
+from orpheusd.core.orders import Orders
+from orpheusd.core.restart import Slot
+from orpheusd.core.routing import Router
+from orpheusd.core.run import Run, RunState
+from orpheusd.core.versions import Versions
+from orpheusd.core.worker import ProcessState, Template, Worker
+
+if TYPE_CHECKING:
+    from orpheusd.core.agent import Agent
+
+#: Somebody who is well dials within a tenth of a second. What has not in this time is stopped, stuck, or gone.
+ADOPT_S = 5.0
+
+_NEVER_STARTED = "the daemon ended while this run was waiting, and no worker has it: it was not started"
+_LOST = "the daemon ended while a worker ran this, and that worker is gone too"
+_UNKNOWN_TO_WORKER = "the daemon ended as it handed this run to a worker, which does not have it"
+
+
+class Adoption:
+    """What is awaited of one agent's orphans.
+
+    Invariant: `templates` are those that have not been heard, `workers` those of the others that have not;
+    `unfinished` are the runs that nobody has spoken for, `claims` the sessions that the disk gives to workers which
+    have not been heard.
+    """
+
+    def __init__(self, event: AgentLoaded, deadline: float) -> None:
+        self.deadline = deadline
+        self.templates = {orphan.template for orphan in event.orphans}
+        self.workers: set[str] = set()
+        self.unfinished = {run.run: run for run in event.unfinished}
+        self.claims: dict[str, list[str]] = {}
+        for seen in event.sessions:
+            if seen.home is not None:
+                self.claims.setdefault(seen.home, []).append(seen.id)
+
+    @property
+    def complete(self) -> bool:
+        return not self.templates and not self.workers
+
+
+class Adopter:
+    """Brings it about. It decides nothing of what is awaited for longer than an adoption."""
+
+    def __init__(self, deadlines: Deadlines, router: Router, orders: Orders, versions: Versions) -> None:
+        self._deadlines = deadlines
+        self._router = router
+        self._templates = orders.templates
+        self._workers = orders.workers
+        self._versions = versions
+
+    def begin(self, agent: "Agent", event: AgentLoaded, now: float) -> None:
+        """An agent was loaded. If a template of its version may be there, that is its current one."""
+        adoption = agent.adoption = Adoption(event, now + ADOPT_S)
+        for orphan in event.orphans:
+            template = Template(orphan.template, agent.id, orphan.version, orphan.settings, None)
+            self._templates[template.id] = agent.templates[template.id] = template
+            template.deadline = adoption.deadline
+            self._deadlines.arm(template, adoption.deadline)
+            if orphan.version == event.version:
+                agent.current = template
+        self._deadlines.arm(agent, adoption.deadline)
+
+    def template_adopted(self, agent: "Agent", template: Template, event: TemplateAdopted, now: float) -> None:
+        adoption = agent.adoption
+        if template.state is not ProcessState.STARTING:
+            return
+        template.move(ProcessState.READY)
+        template.deadline = None
+        if adoption is None:
+            return
+        adoption.templates.discard(template.id)
+        for id in [id for id in event.workers if id not in self._workers]:
+            worker = self._found(agent, template, id, now)
+            adoption.workers.add(id)
+            runs = [run for run in adoption.unfinished.values() if run.worker == id]
+            for run in runs:
+                self._resume(agent, worker, adoption.unfinished.pop(run.run), now)
+            longest_s = max((run.left_s for run in runs), default=0.0)
+            worker.deadline = max(adoption.deadline, now + longest_s + ADOPT_S) if runs else adoption.deadline
+            self._deadlines.arm(worker, worker.deadline)
+
+    def worker_adopted(self, agent: "Agent", worker: Worker, event: WorkerAdopted, now: float) -> None:
+        if worker.state is not ProcessState.STARTING:
+            return
+        adoption = agent.adoption
+        worker.move(ProcessState.READY)
+        worker.deadline = None
+        held = {run.run: run for run in event.runs}
+        for lost in [run for run in worker.runs.values() if run.id not in held]:
+            self._router.ended(agent, lost, now)
+            self._router.resolve(agent, lost, RunState.CRASHED, "worker-crashed", _UNKNOWN_TO_WORKER, now)
+        for seen in event.sessions:
+            over = sum(1 for run in event.runs if run.session == seen.id)
+            agent.sessions.settle(seen, worker, max(0, seen.turns - over), now)
+        for id, unfinished in held.items():
+            if adoption is not None:
+                adoption.unfinished.pop(id, None)
+            run = self._router.runs.get(id)
+            if run is None:
+                self._resume(agent, worker, unfinished, now)
+            elif run.worker is worker:
+                run.deadline = now + unfinished.left_s
+                self._deadlines.arm(worker, run.deadline)
+        if adoption is not None:
+            adoption.workers.discard(worker.id)
+            adoption.claims.pop(worker.id, None)
+        elif worker.outdated:
+            self._versions.linger(agent, worker, now)
+        else:
+            self._router.freed(agent, worker, now)
+
+    def gone(self, agent: "Agent", id: str) -> None:
+        """A template or worker has exited: nobody need wait for it."""
+        if agent.adoption is not None:
+            agent.adoption.templates.discard(id)
+            agent.adoption.workers.discard(id)
+
+    def over(self, agent: "Agent", now: float) -> None:
+        """All were heard, or had their time: what nobody spoke for is settled, and the workers may take runs."""
+        adoption, agent.adoption = agent.adoption, None
+        if adoption is None:
+            return
+        for id in sorted(adoption.workers):
+            worker = agent.workers.get(id)
+            if worker is not None and worker.runs:
+                for session in adoption.claims.get(id, ()):
+                    agent.sessions.claim(session, worker)
+        if agent.workers:
+            agent.sessions.sort()
+        for run in adoption.unfinished.values():
+            self._give_up(agent, run, now)
+        for worker in agent.workers.values():
+            worker.held_back = False
+        self._versions.adopted(agent, now)
+        for worker in list(agent.workers.values()):
+            self._router.freed(agent, worker, now)
+
+    def _found(self, agent: "Agent", template: Template, id: str, now: float) -> Worker:
+        slot = Slot()
+        worker = Worker(id, template, slot, now)
+        self._workers[id] = agent.workers[id] = slot.worker = worker
+        worker.adopted = worker.held_back = True
+        template.workers += 1
+        if template is agent.current and len(agent.slots) < agent.settings.max_workers:
+            agent.slots.append(slot)
+        return worker
+
+    def _resume(self, agent: "Agent", worker: Worker, unfinished: Unfinished, now: float) -> None:
+        """A run that was handed out before is on `worker` again, as far as the core is concerned."""
+        settings = agent.settings
+        run = Run(unfinished.run, agent.id, unfinished.session, settings.affinity, settings.overlap, False,
+                  settings.timeout_s, settings.queue_timeout_s, now)
+        run.context = unfinished.context
+        self._router.resume(agent, run, worker, unfinished.left_s, now)
+
+    def _give_up(self, agent: "Agent", unfinished: Unfinished, now: float) -> None:
+        settings = agent.settings
+        run = Run(unfinished.run, agent.id, unfinished.session, settings.affinity, settings.overlap, False,
+                  settings.timeout_s, settings.queue_timeout_s, now)
+        run.move(RunState.STARTED)
+        message = _NEVER_STARTED if unfinished.worker is None else _LOST
+        self._router.resolve(agent, run, RunState.CRASHED, "worker-crashed", message, now, "cause unknown")
+

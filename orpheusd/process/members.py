@@ -1,0 +1,65 @@
+"""What is known of each template and each worker as a process. Facts only; `processes` says what they mean."""
+
+from collections import deque
+from typing import Any, Protocol
+
+from orpheusd.process.channel import Channel
+from orpheusd.process.holdings import Session
+from orpheusd.process.records import Record
+from orpheusd.wire.worker import Message
+
+#: What a template prints before it can speak is kept for the error that its failure becomes.
+KEPT_OUTPUT_LINES = 20
+
+
+class TemplateHandle(Protocol):
+    """A template's processes: those that this daemon started, or those of an earlier one."""
+
+    def kill(self) -> None: ...
+
+    async def wait(self) -> int | None: ...
+
+
+class TemplateMember:
+    """Invariant: its server, directory and record exist until the process is gone. `orphaned`: an earlier daemon
+    started it, and it has not dialled again yet."""
+
+    def __init__(self, record: Record, orphaned: bool) -> None:
+        self.id = record.template
+        self.agent = record.agent
+        self.record = record
+        self.orphaned = orphaned
+        self.channel: Channel | None = None
+        self.process: TemplateHandle | None = None
+        self.output: deque[str] = deque(maxlen=KEPT_OUTPUT_LINES)
+        self.setup: dict[str, Any] = {}
+        self.strangers: set[Channel] = set()
+        self.orphans: list[str] = []
+        self.kill_wanted = False
+
+    @property
+    def nonce(self) -> str:
+        return self.record.nonce(self.id)
+
+
+class WorkerMember:
+    """Invariant: `eof` and `dead` are facts; it is reported as exited once both are, and then forgotten. `orphaned`:
+    an earlier daemon knew it, and it has not dialled again yet; `sessions` and `held` are what it told since."""
+
+    def __init__(self, id: str, template: TemplateMember, orphaned: bool = False) -> None:
+        self.id = id
+        self.template = template
+        self.orphaned = orphaned
+        self.channel: Channel | None = None
+        self.status: int | None = None
+        self.sessions: list[Session] = []
+        self.held: list[Message] = []
+        self.eof = False
+        self.dead = False
+        self.waited = False
+        self.kill_wanted = False
+        self.told_to_stop = False
+
+    @property
+    def nonce(self) -> str:
+        return self.template.record.nonce(self.id)

@@ -1,0 +1,64 @@
+"""What is written down of each template, so that the next daemon can find it and believe it.
+
+A template and its workers outlive the daemon; the file tells whose they are, and the secret from which their nonces
+are made. It lies in the runtime directory, outside of what any sandbox sees, and goes with the template.
+"""
+
+import hmac
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Record(NamedTuple):
+    """One template: which version of which agent it forks, and the secret behind every nonce of its sandbox."""
+
+    template: str
+    agent: str
+    version: int
+    secret: str
+
+    def nonce(self, id: str) -> str:
+        """What the template or worker `id` proves itself with, to this daemon and to the next."""
+        return hmac.new(bytes.fromhex(self.secret), id.encode(), "sha256").hexdigest()[:32]
+
+
+def new_record(template: str, agent: str, version: int) -> Record:
+    return Record(template, agent, version, secrets.token_hex(32))
+
+
+class Records:
+    """The directory of them. Invariant: a record is whole or not there."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def write(self, record: Record) -> None:
+        """Raises OSError."""
+        path = self._path(record.template)
+        temporary = path.with_suffix(".new")
+        temporary.unlink(missing_ok=True)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "w") as stream:
+            json.dump(record._asdict(), stream)
+        temporary.rename(path)
+
+    def forget(self, template: str) -> None:
+        self._path(template).unlink(missing_ok=True)
+
+    def all(self) -> list[Record]:
+        """Every record, by template. What cannot be read is removed: nobody could be believed by it."""
+        found = []
+        for path in sorted(self._directory.iterdir()):
+            try:
+                record = Record(**json.loads(path.read_text()))
+                found.append(record._replace(version=int(record.version)))
+            except (OSError, ValueError, TypeError):
+                path.unlink(missing_ok=True)
+        return found
+
+    def _path(self, template: str) -> Path:
+        return self._directory / f"{template}.json"

@@ -1,0 +1,53 @@
+"""What a worker says of a run, as far as it can be passed on: it is not trusted to say it well."""
+
+from typing import Any
+
+import orjson
+
+from orpheusd.operations import RESULT_LIMIT_BYTES
+from orpheusd.process.causes import MESSAGE_LIMIT, TRACEBACK_LIMIT, TYPE_LIMIT
+from orpheusd.wire.worker import ENDED_STATES, Message
+
+#: What is kept of an error a worker tells: characters. A worker cuts by itself; a lying one is cut here.
+ERROR_LIMITS = {"type": TYPE_LIMIT, "message": MESSAGE_LIMIT, "traceback": TRACEBACK_LIMIT}
+
+
+def believable(message: Message) -> Message:
+    """An `ended` that can be passed on: a worker is not trusted to send states that exist or JSON that is JSON."""
+    fields = message.fields
+    if fields["code"] not in ENDED_STATES.get(fields["state"], ()):
+        return _failed(message, "handler-failed", "the worker reported an end that does not exist")
+    if len(message.payload) > RESULT_LIMIT_BYTES and fields["state"] == "completed":
+        return _failed(message, "too-large", f"the result is over the limit of {RESULT_LIMIT_BYTES} bytes")
+    if not is_json(message.payload):
+        return _failed(message, "unserialisable-result", "the result is not JSON that can be passed on")
+    return message
+
+
+def _failed(message: Message, code: str, text: str) -> Message:
+    fields = {**message.fields, "state": "failed", "code": code}
+    return Message(message.type, fields, orjson.dumps({"type": "", "message": text, "traceback": ""}))
+
+
+def is_json(payload: bytes) -> bool:
+    try:
+        orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return False
+    return True
+
+
+def read_error(payload: bytes) -> dict[str, Any]:
+    """The error a worker reported, reduced to the three texts it may have."""
+    error = orjson.loads(payload)
+    if not isinstance(error, dict):
+        return {}
+    return {name: error[name][:limit] for name, limit in ERROR_LIMITS.items() if isinstance(error.get(name), str)}
+
+
+def sentence(code: str, error: dict[str, Any]) -> str:
+    """One line that says what went wrong, as the agent put it."""
+    message = str(error.get("message", ""))
+    if code == "handler-failed" and error.get("type"):
+        return f"{error['type']}: {message}" if message else str(error["type"])
+    return message
