@@ -81,6 +81,12 @@ GLOBALS: tuple[Argument, ...] = (
              help="no colours on a terminal; $NO_COLOR does the same"),
 )
 
+#: What a run can end with.
+_RUN_CODES = (
+    "handler-failed", "unserialisable-result", "not-found", "session-busy", "context-not-warm", "invalid-request",
+    "too-large", "worker-crashed", "overloaded", "session-queue-full", "draining", "quarantined", "timed-out",
+    "cancelled")
+
 COMMANDS: tuple[Command, ...] = (
     Command(
         "deploy", "deploy",
@@ -131,7 +137,12 @@ COMMANDS: tuple[Command, ...] = (
         "or null after some. With --stream --json every line is an object with `event` (output, log, dropped, "
         "result, error) and `data`.\n"
         "Ctrl-C asks the daemon to cancel the run and waits for its end; a second Ctrl-C leaves at once. When this "
-        "command is killed, or stdout is closed, the run goes on.",
+        "command is killed, or stdout is closed, the run goes on, unless --cancel-on-disconnect was given.\n"
+        "With --async only the run's id is printed, as soon as the run is on the disk: from then on it is executed "
+        "even if the daemon is killed before. `attach` waits for its end, `show` tells how it is.\n"
+        "With --idempotency-key K the run is executed once, however often it is asked for with that key within 24 "
+        "hours: whoever asks again gets the first run's answer. Another input, session or option under the same key "
+        "is refused (conflict).",
         (NAME,
          Argument("input", optional=True, metavar="INPUT",
                   help="the input as JSON, - to read it from stdin, or @FILE to read it from a file; {} unless given"),
@@ -140,14 +151,34 @@ COMMANDS: tuple[Command, ...] = (
          Argument("overlap", "overlap", ("--overlap",)),
          Argument("require", "require", ("--require-warm",), switch=True, constant="warm"),
          Argument("timeout_s", "timeout_s", ("--timeout",), "S"),
-         Argument("stream", "stream", ("--stream",), switch=True), VERBOSE, JSON),
+         Argument("stream", "stream", ("--stream",), switch=True),
+         Argument("detach", "detach", ("--async",), switch=True,
+                  help="print the run's id as soon as the run is accepted for good, and leave"),
+         Argument("idempotency_key", "idempotency_key", ("--idempotency-key",), "K"),
+         Argument("cancel_on_disconnect", "cancel_on_disconnect", ("--cancel-on-disconnect",), switch=True),
+         VERBOSE, JSON),
         (Example("orpheusctl run my-agent '{\"query\": \"step 1\"}' --session user-123", '{"turn": 1}'),
          Example("echo '{\"query\": \"step 2\"}' | orpheusctl run my-agent - --session user-123 | jq .turn", "2",
                  "input from a pipe, result to a pipe"),
-         Example("orpheusctl run my-agent @question.json --stream", "", "output as it comes")),
-        ("handler-failed", "unserialisable-result", "not-found", "session-busy", "context-not-warm", "invalid-request",
-         "too-large", "worker-crashed", "overloaded", "session-queue-full", "draining", "quarantined", "timed-out",
-         "cancelled"),
+         Example("orpheusctl run my-agent @question.json --stream", "", "output as it comes"),
+         Example("orpheusctl run my-agent @question.json --async", "r-019a2b3c4d5e6f7a8b9c0d",
+                 "not waited for; `orpheusctl attach` waits")),
+        (*_RUN_CODES, "conflict"),
+        module="run"),
+    Command(
+        "attach", "run.show",
+        "Waits for the end of a run, however it was started and however long it takes, and then does as `run` does: "
+        "prints its result, or its error with the same exit code. Ctrl-C leaves, and the run goes on.",
+        (Argument("run_id", "run_id", metavar="RUN"), VERBOSE, JSON),
+        (Example("orpheusctl attach r-019a2b3c4d5e6f7a8b9c0d", '{"turn": 1}'),), _RUN_CODES,
+        module="attach", about="wait for a run's end and print its result"),
+    Command(
+        "retry", "run.retry",
+        "Starts a new run with the input, session and agent of one that has ended, and waits for it as `run` does. "
+        "Refused (conflict) while that run goes on, and when the run log has not kept its whole input.",
+        (Argument("run_id", "run_id", metavar="RUN"), Argument("stream", "stream", ("--stream",), switch=True),
+         VERBOSE, JSON),
+        (Example("orpheusctl retry r-019a2b3c4d5e6f7a8b9c0d", '{"turn": 2}'),), (*_RUN_CODES, "conflict"),
         module="run"),
     Command(
         "cancel", "run.cancel",
@@ -159,18 +190,20 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "runs", "run.list",
         "Lists runs from the run log, newest first: when, which agent and session, how each ended and how long it "
-        "took. --before takes the `seq` of the last row to get the next page.",
+        "took. --before takes the `seq` of the last row to get the next page. WHEN is RFC 3339 "
+        "(2026-01-31T12:00:00Z), seconds since 1970, or an age: 90s, 15m, 1h, 7d.",
         (NAME._replace(optional=True, help="only runs of this agent"),
          Argument("limit", "limit", ("-n", "--limit"), "N"), Argument("state", "state", ("--state",), "S"),
          Argument("session", "session", ("--session",), "ID"), Argument("source", "source", ("--source",), "DOOR"),
+         Argument("since", "since", ("--since",), "WHEN"), Argument("until", "until", ("--until",), "WHEN"),
          Argument("before", "before", ("--before",), "SEQ"), JSON),
-        (Example("orpheusctl runs my-agent -n 20 --state failed", ""),
+        (Example("orpheusctl runs my-agent -n 20 --state failed --since 1h", ""),
          Example("orpheusctl runs --session user-123 --json | jq -r '.runs[].context'", "warm"))),
     Command(
         "show", "run.show",
         "Shows everything the run log has of one run: its input, result or error, the agent's traceback, its "
-        "worker, its session and what memory it met.",
-        (Argument("run_id", "run_id", metavar="RUN"), JSON),
+        "worker, its session and what memory it met. With --wait S it first waits up to S seconds for its end.",
+        (Argument("run_id", "run_id", metavar="RUN"), Argument("wait", "wait", ("--wait",), "S"), JSON),
         (Example("orpheusctl show r-01a2028", ""),), ("not-found",)),
     Command(
         "why", "run.why",

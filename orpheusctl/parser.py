@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
+from orpheusctl import units
 from orpheusctl.commands import BY_WORDS, GLOBALS, Argument, Command
 from orpheusd.operations import KINDS
 
@@ -100,7 +101,7 @@ def _add(parser: _Parser, command: Command | None, argument: Argument, default: 
         if choices(command, argument):
             settings["choices"] = choices(command, argument)
         if command is not None and (param := command.param(argument)) is not None:
-            settings["type"] = _number(param.kind)
+            settings["type"] = _reader(param.kind)
     if argument.flags:
         parser.add_argument(*argument.flags, dest=argument.name, **settings)
         return
@@ -109,8 +110,10 @@ def _add(parser: _Parser, command: Command | None, argument: Argument, default: 
     parser.add_argument(argument.name, **settings)
 
 
-def _number(kind: str) -> Any:
-    """The type of a value on the command line; its rules beyond the type are the operation's."""
+def _reader(kind: str) -> Any:
+    """What reads a value on the command line; its rules beyond the type are the operation's."""
+    if kind == "moment":
+        return units.moment
     types = KINDS[kind].types
     return float if float in types else int if types == (int,) else str
 

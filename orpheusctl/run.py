@@ -23,14 +23,19 @@ CANCEL_WAIT_S = 10.0
 
 def execute(call: Call, output: Output) -> int:
     arguments = call.arguments
-    params = {**given(call.command, arguments), "input": inputs.read(arguments.input)}
-    check_params(BY_NAME["run"], params)
-    listener = _Streaming(output) if arguments.stream else _Quiet(output)
+    operation = call.command.operation
+    params = given(call.command, arguments)
+    if operation == "run":
+        params["input"] = inputs.read(arguments.input)
+    check_params(BY_NAME[operation], params)
+    if params.get("detach"):
+        return _detached(client.connect(arguments.socket), params, output)
+    listener = _Streaming(output) if arguments.stream else Quiet(output)
     # Always as a stream: only so is the run's id known while it goes on, and a cancel needs it.
     params["stream"] = True
     with client.connect(arguments.socket) as daemon, Interrupts() as interrupts:
         try:
-            answer = _Waiting(daemon, daemon.send("run", params), interrupts, listener, output).until_answered()
+            answer = _Waiting(daemon, daemon.send(operation, params), interrupts, listener, output).until_answered()
         except OrpheusError as error:
             listener.failed(error)
             return INTERRUPTED_EXIT if interrupts.count else error.outcome.exit_code
@@ -38,7 +43,18 @@ def execute(call: Call, output: Output) -> int:
         return INTERRUPTED_EXIT if interrupts.count else 0
 
 
-class _Quiet:
+def _detached(daemon: Client, params: dict[str, Any], output: Output) -> int:
+    with daemon:
+        answer = daemon.call("run", params)
+    if output.json_wanted:
+        output.json(answer)
+    else:
+        output.line(answer["request_id"])
+    output.note(f"accepted; `{output.prog} attach {answer['request_id']}` waits for its result")
+    return 0
+
+
+class Quiet:
     """Prints the result alone."""
 
     def __init__(self, output: Output) -> None:
@@ -56,7 +72,7 @@ class _Quiet:
         self.output.error(error)
 
 
-class _Streaming(_Quiet):
+class _Streaming(Quiet):
     """Prints pieces as they come.
 
     Invariant: `_pieces` is all that was printed, or None once that is larger than any result.
@@ -108,7 +124,7 @@ class _Waiting:
     """The wait for one run's answer. Invariant: a cancel is sent at most once, and after it the wait is bounded."""
 
     def __init__(
-        self, daemon: Client, request_id: int, interrupts: Interrupts, listener: _Quiet, output: Output
+        self, daemon: Client, request_id: int, interrupts: Interrupts, listener: Quiet, output: Output
     ) -> None:
         self._daemon = daemon
         self._request_id = request_id

@@ -10,6 +10,7 @@ from typing import Any
 from orpheusctl.escape import json_text, one_line
 
 NOTHING = "-"
+_AGES_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def title(key: str) -> str:
@@ -69,6 +70,16 @@ def duration(seconds: float) -> str:
         return f"{hours} h {minutes} min"
     days, hours = divmod(hours, 24)
     return f"{days} d {hours} h"
+
+
+def moment(text: str) -> float | str:
+    """A moment as it is typed: an age (`1h`) or seconds since 1970 as such seconds, anything else as it is."""
+    number, unit = (text[:-1], text[-1:]) if text[-1:] in _AGES_S else (text, "")
+    try:
+        value = float(number)
+    except ValueError:
+        return text
+    return time.time() - value * _AGES_S[unit] if unit else value
 
 
 def clock(when: float) -> str:

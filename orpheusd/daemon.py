@@ -29,6 +29,7 @@ from orpheusd.process.sandbox import detect, find_interpreter, make_lib_dir
 from orpheusd.recorder import Recorder
 from orpheusd.remembered import Remembered
 from orpheusd.runlog.settings import Settings
+from orpheusd.runs import Runs
 from orpheusd.service import Service
 
 log = logging.getLogger(__name__)
@@ -115,9 +116,10 @@ class Daemon:
             self._recorder, self._remembered, self._log_line, lambda who, text: log.warning("%s: %s", who, text),
             self._rolled_back, config.debug)  # fmt: skip
         self._deployments = Deployments(store, self._engine, config, self._isolation, self._remembered)
+        self._runs = Runs(self._engine, self._recorder)
         self._lag = LoopLag()
         service = Service(config, self._isolation, self._engine, self._deployments, store, self._logs, self._recorder,
-                          self._lag)
+                          self._runs, self._lag)
         self._control = ControlDoor(service, config.admin_group)
         self._fronts = (FrontDoors(self._control, self._http, config.http_doors, config.grace_s,
                                    tag_of(config.runtime_dir))
@@ -131,6 +133,8 @@ class Daemon:
         for problem in self._deployments.load_all():
             log.error("%s", problem)
         self._recorder.give_up_unfinished(self._deployments.deployed)
+        # before anybody can ask for more: those who were accepted first are first
+        self._runs.queue_again()
         await self._control.open(config.control_socket)
         if self._fronts is not None:
             self._fronts.open()
@@ -186,6 +190,8 @@ class Daemon:
         """When the last run is answered the doors go, with whoever does not read."""
         loop = asyncio.get_running_loop()
         await _first_of(by + STRAGGLERS_S - loop.time(), self._engine.quiet)
+        if not await self._engine.ends.quiet(max(by - loop.time(), LAST_S)):
+            log.error("some callers were not told how their runs ended: the disk does not keep up")
         await self._close_doors(max(by - loop.time(), LAST_S))
 
     async def _close_doors(self, left_s: float) -> None:

@@ -12,19 +12,24 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
 
+from orpheusd.commits import Commits
 from orpheusd.core import effects as ef
 from orpheusd.core import events as ev
 from orpheusd.core.agent import Settings
 from orpheusd.core.invariants import check
 from orpheusd.core.pool import Policy
 from orpheusd.core.supervisor import Supervisor
+from orpheusd.detached import WriteAhead, never_began, options_of
+from orpheusd.errors import OrpheusError
 from orpheusd.failpoints import reached
 from orpheusd.outcome import Outcome
+from orpheusd.pending import Pending
 from orpheusd.process.holdings import Session
 from orpheusd.process.lives import Plan
 from orpheusd.process.processes import Processes, Sinks
@@ -41,19 +46,6 @@ log = logging.getLogger(__name__)
 STOPPING = "cancelled while the daemon was stopping: the run was not over in time"
 
 
-class Pending(NamedTuple):
-    """A run whose caller waits: its input, and what to call with pieces of output and with the outcome.
-
-    `source` is the door it came through, `caller` who sent it, for the run log.
-    """
-
-    payload: bytes
-    source: str
-    caller: str
-    on_outcome: Callable[[Outcome], None]
-    on_event: Callable[[str, dict[str, Any]], None] | None
-
-
 class Verdict(NamedTuple):
     """What became of a change: `error` is "" when it was carried out."""
 
@@ -64,7 +56,8 @@ class Engine:
     """Invariant: `pending` has exactly the runs that this daemon accepted and that are not resolved; `_unacknowledged`
     has, with its worker, each run whose end was heard and is not on the disk yet.
 
-    After `shut_down`, `quiet` is set when no run is left, and `stopped` when no process is.
+    After `shut_down`, `quiet` is set when no run is left, and `stopped` when no process is. `ends` and `acceptances`
+    hold what waits for the log to have a run's end, and a detached run's `queued` row.
     """
 
     def __init__(
@@ -85,16 +78,18 @@ class Engine:
         self.supervisor = Supervisor(boot_id, policy, random.random)
         self.processes = Processes(
             runtime_dir, isolation, interpreter, lib,
-            Sinks(self.feed, self._adopted, self._ended, self._output, self._log, on_note))
+            Sinks(self._happened, self._adopted, self._ended, self._output, self._log, on_note))
         self.plans: dict[tuple[str, int], Plan] = {}
         self.pending: dict[str, Pending] = {}
         self.quiet = asyncio.Event()
         self.stopped = asyncio.Event()
         self.explanations = Explanations()
+        self.ends, self.acceptances = Commits(), Commits()
+        self._write_ahead = WriteAhead(self.processes.run)
         self._loop = asyncio.get_running_loop()
         self._unacknowledged: dict[str, str] = {}
         self._recorder = recorder
-        recorder.on_committed = self._committed
+        recorder.listen(self._loop, self)
         self._remembered = remembered
         self._on_log = on_log
         self._on_rolled_back = on_rolled_back
@@ -114,7 +109,7 @@ class Engine:
             ef.ForkWorker: lambda effect: self.processes.fork(effect.template, effect.worker),
             ef.StopWorker: lambda effect: self.processes.stop(effect.worker),
             ef.KillWorker: lambda effect: self.processes.kill(effect.worker),
-            ef.CancelRun: lambda effect: self.processes.cancel(effect.worker, effect.run, effect.reason),
+            ef.CancelRun: self._cancel,
             ef.EndSession: self._end_session,
             ef.VersionPromoted: self._promoted,
             ef.VersionRefused: self._refused,
@@ -150,10 +145,18 @@ class Engine:
     def start_run(self, event: ev.RunRequested, pending: Pending) -> None:
         """Accept a run. Its outcome comes through `pending.on_outcome`, perhaps before this returns.
 
-        Raises OrpheusError(overloaded) when the run log takes nothing.
+        Raises OrpheusError: `overloaded` when the run log takes nothing, `draining` for a detached run while the
+        daemon stops: the next one would execute it, whatever its caller was told.
         """
+        if pending.detached and self.supervisor.stopping:
+            raise OrpheusError("draining", "the daemon is stopping; try again when it is back")
         self._recorder.accepted(
-            event.run, event.agent, event.session, pending.source, pending.caller, pending.payload)
+            event.run, event.agent, event.session, pending.source, pending.caller, pending.payload,
+            options_of(event) if pending.detached else None, pending.key)
+        self.start_again(event, pending)
+
+    def start_again(self, event: ev.RunRequested, pending: Pending) -> None:
+        """Queue a run that is in the log already."""
         self.pending[event.run] = pending
         reached("run-accepted")
         self.feed(event)
@@ -165,7 +168,7 @@ class Engine:
         self.feed(ev.AgentLoaded(agent, version, settings, sessions, orphans, unfinished))
 
     def committed(self, run_ids: list[str]) -> None:
-        """The ends of these runs are on the disk: their workers need not keep them."""
+        """The ends of these runs are on the disk: their workers need not keep them, and whoever waits is told."""
         by_worker: dict[str, list[str]] = {}
         for run_id in run_ids:
             worker_id = self._unacknowledged.pop(run_id, None)
@@ -173,12 +176,12 @@ class Engine:
                 by_worker.setdefault(worker_id, []).append(run_id)
         for worker_id, ended in by_worker.items():
             self.processes.acknowledge(worker_id, ended)
+        self.ends.committed(run_ids)
 
     def shut_down(self) -> None:
         """Take no more runs, and let everything go that has none."""
         self.feed(ev.ShutdownRequested())
-        if not self.supervisor.runs:
-            self.quiet.set()
+        self._be_quiet()
 
     def cut_short(self) -> None:
         """Cancel every run that is left: nobody waits for it any longer."""
@@ -208,10 +211,6 @@ class Engine:
         self._timer, self._wake_at = None, math.inf
         self.feed(ev.TimePassed())
 
-    def _committed(self, run_ids: list[str]) -> None:
-        """In the writer's thread."""
-        self._loop.call_soon_threadsafe(self.committed, run_ids)
-
     # What the supervisor orders
 
     def _start_template(self, effect: ef.StartTemplate) -> None:
@@ -225,15 +224,26 @@ class Engine:
             "note": {"source": pending.source, "caller": pending.caller, "at": time.time()},
         }  # fmt: skip
         reached("run-dispatching")
-        self.processes.run(effect.worker, fields, pending.payload)
+        hand_over = self._write_ahead.dispatch if pending.detached else self.processes.run
+        hand_over(effect.worker, fields, pending.payload)
         reached("run-dispatched")
         worker = self.supervisor.pool.workers[effect.worker]
-        self._recorder.started(effect, worker)
+        self._recorder.started(effect, worker, pending.detached)
         if effect.session is not None and effect.context in ("new", "lost"):
             self._remembered.begun(worker.agent, effect.session, effect.turn - 1, effect.worker)
 
+    def _cancel(self, effect: ef.CancelRun) -> None:
+        if self._write_ahead.withdraw(effect.run):
+            self._loop.call_soon(self._ended, effect.worker, never_began(effect.run, effect.reason))
+        else:
+            self.processes.cancel(effect.worker, effect.run, effect.reason)
+
     def _resolve(self, effect: ef.Resolve) -> None:
         pending = self.pending.pop(effect.run, None)
+        if pending is not None and pending.detached and self._left_for_later(effect):
+            self.ends.never(effect.run)
+            self._be_quiet()
+            return
         message = self._ended_message
         said = message.payload if message is not None and message.fields["run_id"] == effect.run else b""
         error: dict[str, Any] = {}
@@ -247,15 +257,25 @@ class Engine:
             effect.run, effect.state, effect.code, text, b"" if effect.code else said, error, effect.worker,
             effect.session, effect.context, effect.turn, round(effect.duration_s * 1000, 3), effect.cause, effect.why,
             effect.retry_in_s)
-        self._recorder.ended(outcome)
+        self._recorder.ended(outcome, pending.whole if pending is not None else self._recorder.found_whole(effect.run))
         self.explanations.keep(outcome)
         if effect.session is not None and effect.context is not None:
             self._remembered.seen(effect.agent, effect.session, effect.turn)
-        if pending is not None:
+        if pending is not None and self._recorder.replies_wait and not pending.detached:
+            self.ends.when(effect.run, partial(pending.reply, outcome))
+        elif pending is not None:
             pending.on_outcome(outcome)
         reached("run-answered")
+        self._be_quiet()
+
+    def _be_quiet(self) -> None:
         if self.supervisor.stopping and not self.supervisor.runs:
             self.quiet.set()
+
+    def _left_for_later(self, effect: ef.Resolve) -> bool:
+        """Whether a detached run that is over here stays `queued` in the log: the next daemon will execute it."""
+        begun = self._write_ahead.ended(effect.run)
+        return self.supervisor.stopping and effect.code == "draining" and not begun
 
     def _end_session(self, effect: ef.EndSession) -> None:
         self._remembered.ended(effect.agent, effect.session)
@@ -281,7 +301,25 @@ class Engine:
         if future is not None and not future.done():
             future.set_result(Verdict(error))
 
+    # What the log tells
+
+    def queued_written(self, run_ids: list[str]) -> None:
+        self.acceptances.committed(run_ids)
+
+    def started_written(self, run_ids: list[str]) -> None:
+        self._write_ahead.written(run_ids)
+
+    def log_failed(self) -> None:
+        self.ends.failed()
+        self.acceptances.failed()
+
     # What workers say
+
+    def _happened(self, event: ev.Event) -> None:
+        if isinstance(event, ev.WorkerExited):
+            unread = self._write_ahead.unread(event.worker)
+            event = event._replace(undelivered=event.undelivered | unread)
+        self.feed(event)
 
     def _adopted(self, worker_id: str, sessions: list[Session], held: list[Message]) -> None:
         """A worker that outlived the last daemon has told what it has."""

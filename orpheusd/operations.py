@@ -21,8 +21,12 @@ SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@-]{0,127}", re.ASCII)
 SESSION_HEADER = re.compile(r"x-[a-z0-9!#$%&'*+.^_`|~-]{1,61}|[a-z0-9!#$%&'*+.^_`|~-]{1,60}-id", re.ASCII)
 #: The rule for agent names: a DNS label that starts with a letter or digit.
 AGENT_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}", re.ASCII)
+IDEMPOTENCY_KEY = re.compile(r"[ -~]{1,255}", re.ASCII)
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}", re.ASCII)
 UPLOAD_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
+
+#: A moment as RFC 3339 writes it: with an offset, so that it is one moment everywhere.
+MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 #: The most a run's input may be as JSON, and a result; see docs/operations.md.
 INPUT_LIMIT_BYTES = 8 * 1024 * 1024
@@ -65,13 +69,17 @@ class Operation(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """A type of parameter: what JSON calls it, the rule beyond the type, and how to say the rule."""
+    """A type of parameter: what JSON calls it, the rule beyond the type, and how to say the rule.
+
+    `pattern` is for its texts, `minimum` and `maximum` for its numbers.
+    """
 
     types: tuple[type, ...]
     json_schema: dict[str, Any]
     says: str
     pattern: re.Pattern[str] | None = None
     minimum: float | None = None
+    maximum: float = math.nextafter(math.inf, 0.0)
 
 
 KINDS: dict[str, Kind] = {
@@ -87,6 +95,13 @@ KINDS: dict[str, Kind] = {
     "count": Kind((int,), {"type": "integer", "minimum": 0}, "a whole number, 0 or more", minimum=0),
     "seconds": Kind((int, float), {"type": "number", "exclusiveMinimum": 0}, "a number of seconds above 0",
                     minimum=1e-9),
+    "wait": Kind((int, float), {"type": "number", "minimum": 0, "maximum": 60}, "a number of seconds from 0 to 60",
+                 minimum=0, maximum=60),
+    "key": Kind((str,), {"type": "string", "pattern": f"^{IDEMPOTENCY_KEY.pattern}$"},
+                "1 to 255 printable ASCII characters", IDEMPOTENCY_KEY),
+    "moment": Kind((int, float, str), {"anyOf": [{"type": "number"}, {"type": "string", "format": "date-time"}]},
+                   "a moment: RFC 3339 (`2026-01-31T12:00:00Z`), or seconds since 1970", MOMENT, minimum=0,
+                   maximum=2**40),
     "strings": Kind((dict,), {"type": "object", "additionalProperties": {"type": "string"}},
                     "an object of strings"),
     "json": Kind((object,), {}, "any JSON value"),
@@ -115,6 +130,12 @@ OPERATIONS: tuple[Operation, ...] = (
               "`session.header` and `mcp-session-id` count", required=False, default={}),
         Param("stream", "boolean", "send output and log lines as events while the run goes on",
               required=False, default=False),
+        Param("detach", "boolean", "answer as soon as the run is accepted for good; it is executed even if the daemon "
+              "is killed before", required=False, default=False),
+        Param("idempotency_key", "key", "of requests with the same key, for 24 hours, one is executed and all get its "
+              "answer", required=False),
+        Param("cancel_on_disconnect", "boolean", "cancel the run when its caller leaves before the answer",
+              required=False, default=False),
     ), ("POST", "/v1/agents/{agent}/run"), "run", stream=True),
     Operation("run.cancel", Access.RUN, "stop a run that is waiting or going on", (_RUN,),
               ("POST", "/v1/runs/{run_id}/cancel"), "cancel"),
@@ -123,11 +144,19 @@ OPERATIONS: tuple[Operation, ...] = (
         Param("state", "string", "only runs in this state", required=False, choices=RUN_STATES),
         _SESSION._replace(name="session", required=False, help="only runs of this session"),
         Param("source", "string", "only runs that came through this door", required=False, choices=SOURCES),
+        Param("since", "moment", "only runs that were accepted then or later", required=False),
+        Param("until", "moment", "only runs that were accepted before then", required=False),
         Param("before", "count", "only runs before the one with this `seq`: the next page", required=False),
         _LIMIT._replace(help="at most this many rows, up to 1000"),
     ), ("GET", "/v1/execlog"), "runs"),
-    Operation("run.show", Access.READ, "show one run with its input, result and error", (_RUN,),
-              ("GET", "/v1/runs/{run_id}"), "show"),
+    Operation("run.retry", Access.RUN, "run again what an ended run was given, as a new run", (
+        _RUN,
+        Param("stream", "boolean", "send output and log lines as events while the run goes on",
+              required=False, default=False),
+    ), ("POST", "/v1/runs/{run_id}/retry"), "retry", stream=True),
+    Operation("run.show", Access.READ, "show one run with its input, result and error", (
+        _RUN, Param("wait", "wait", "first wait so long for the run's end", required=False, default=0),
+    ), ("GET", "/v1/runs/{run_id}"), "show"),
     Operation("run.why", Access.READ, "tell why that worker executed a run", (_RUN,),
               ("GET", "/v1/runs/{run_id}/why"), "why"),
     Operation("agent.list", Access.READ, "list the agents", (), ("GET", "/v1/agents"), "list"),
@@ -212,8 +241,8 @@ def _check_value(operation: Operation, param: Param, value: Any) -> None:
     kind = KINDS[param.kind]
     right = (
         (type(value) in kind.types or kind.types == (object,))
-        and (kind.pattern is None or kind.pattern.fullmatch(value) is not None)
-        and (kind.minimum is None or kind.minimum <= value < math.inf)
+        and (kind.pattern is None or not isinstance(value, str) or kind.pattern.fullmatch(value) is not None)
+        and (kind.minimum is None or isinstance(value, str) or kind.minimum <= value <= kind.maximum)
         and (param.kind != "strings" or all(isinstance(item, str) for item in value.values()))
     )
     if not right:

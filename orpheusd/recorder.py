@@ -7,9 +7,9 @@ thread, or in an executor. It decides nothing, but for one thing: a run that can
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import orjson
 
@@ -30,6 +30,13 @@ log = logging.getLogger(__name__)
 _ORPHANED = "the daemon ended while this run was {state}, and its agent is not deployed any more"
 
 
+class Key(NamedTuple):
+    """A caller's name for a request, and a fingerprint of what was asked under it."""
+
+    name: str
+    fingerprint: str
+
+
 class Adopted(NamedTuple):
     """What a worker that outlived a daemon holds: `runs` without an end in the log, and those `over` there."""
 
@@ -37,49 +44,90 @@ class Adopted(NamedTuple):
     over: list[str]
 
 
+class Listener(Protocol):
+    """Who is told what the disk has: the ends of runs, and what stands before them when somebody waits for that."""
+
+    def committed(self, run_ids: list[str]) -> None: ...
+
+    def queued_written(self, run_ids: list[str]) -> None: ...
+
+    def started_written(self, run_ids: list[str]) -> None: ...
+
+    def log_failed(self) -> None: ...
+
+
 class Recorder:
-    """Invariant: a run for which `accepted` returned is in the log, or will be before the log is closed."""
+    """Invariant: a run for which `accepted` returned is in the log, or will be before the log is closed.
+
+    `replies_wait`: an answer is given when the disk has it. `accepted_before` are detached runs that an earlier daemon
+    accepted and never started, in order.
+    """
 
     def __init__(self, path: Path, settings: Settings) -> None:
-        #: Gets the ids of runs whose end is on the disk, in the writer's thread. Set by whoever wants to know.
-        self.on_committed: Callable[[list[str]], None] = lambda _run_ids: None
-        self._log = RunLog.open(path, settings, self._committed, _failed)
+        self.replies_wait = settings.durability == "disk"
+        self._listener: Listener | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._log = RunLog.open(
+            path, settings,
+            lambda run_ids: self._tell(lambda listener: listener.committed(run_ids)), self._failed,
+            lambda run_ids: self._tell(lambda listener: listener.queued_written(run_ids)),
+            lambda run_ids: self._tell(lambda listener: listener.started_written(run_ids)))
         self._queries = RunQueries(path)
         damage = self._log.health()["damage"]
         if damage is not None:
             log.critical("the run log was damaged and put aside; a new one has begun: %s", damage)
-        self._unfinished = {run.run_id: run for run in self._log.unfinished()}
+        left = self._log.unfinished()
+        self.accepted_before = [one for one in left if one.run.detached and one.run.state == "queued"]
+        again = {one.run.run_id for one in self.accepted_before}
+        self._unfinished = {one.run.run_id: one for one in left if one.run.run_id not in again}
+
+    def listen(self, loop: asyncio.AbstractEventLoop, listener: Listener) -> None:
+        """From now on `listener` is told, in `loop`."""
+        self._loop, self._listener = loop, listener
 
     def accepted(
-        self, run_id: str, agent: str, session_id: str | None, source: str, caller: str, input: bytes
-    ) -> None:
-        """Raises OrpheusError(overloaded) when the log takes nothing now: what cannot be recorded is not executed."""
-        if not self._log.queued(Queued(run_id, agent, session_id, source, caller, time.time(), input)):
+        self, run_id: str, agent: str, session_id: str | None, source: str, caller: str, input: bytes,
+        options: str | None = None, key: Key | None = None,
+    ) -> None:  # fmt: skip
+        """`options` makes it a detached run. Raises OrpheusError(overloaded) when the log takes nothing now: what
+        cannot be recorded is not executed.
+        """
+        name, fingerprint = key if key is not None else (None, None)
+        if not self._log.queued(Queued(run_id, agent, session_id, source, caller, time.time(), input, None,
+                                       options is not None, options, name, fingerprint)):
             problem = self._log.problem or "the disk does not keep up"
             raise OrpheusError("overloaded", f"runs cannot be recorded now ({problem}), so none is started; "
                                              "`orpheusctl status` says more")
 
-    def started(self, effect: Dispatch, worker: Worker) -> None:
+    def started(self, effect: Dispatch, worker: Worker, urgent: bool = False) -> None:
+        """`urgent`: the worker gets the run once this is written."""
         self._log.started(Started(
-            effect.run, worker.version, effect.worker, effect.context, effect.turn, time.time()))
+            effect.run, worker.version, effect.worker, effect.context, effect.turn, time.time()), urgent)
 
-    def ended(self, outcome: Outcome) -> None:
+    def ended(self, outcome: Outcome, whole: bool = False) -> None:
+        """`whole`: its result is kept whatever is said of capturing, because somebody may ask for it."""
         error = outcome.error
         self._log.ended(Ended(
-            outcome.run_id, outcome.state, outcome.code, time.time(), int(outcome.duration_ms * 1000),
+            outcome.run_id, outcome.state, outcome.code, time.time(), round(outcome.duration_ms * 1000),
             result=outcome.result or None, error_type=error.get("type"),
             error_message=outcome.message or None, traceback=error.get("traceback"),
-            exit_cause=outcome.cause or None, context=outcome.context, turn=outcome.turn))
+            exit_cause=outcome.cause or None, context=outcome.context, turn=outcome.turn,
+            whole=whole))
 
     async def find(self, query: RunQuery) -> list[dict[str, Any]]:
         return [_row(run) for run in await asyncio.to_thread(self._queries.find, query)]
 
-    async def show(self, run_id: str) -> dict[str, Any]:
-        """Everything the log has about one run. Raises OrpheusError(not-found)."""
-        detail = await asyncio.to_thread(self._queries.show, run_id)
-        if detail is None:
-            raise OrpheusError("not-found", f"the run log has no run {run_id}; it may be too old, or have just begun")
-        return _detail(detail)
+    async def detail(self, run_id: str) -> RunDetail | None:
+        """Everything the log has about one run, None when it does not have it."""
+        return await asyncio.to_thread(self._queries.show, run_id)
+
+    async def asked(self, agent: str, name: str, since: float) -> RunDetail | None:
+        """The run that was executed for this agent under the idempotency key `name`, not before `since`."""
+        return await asyncio.to_thread(self._queries.asked, agent, name, since)
+
+    def inputs(self, run_ids: list[str]) -> dict[str, bytes]:
+        """What was kept of the inputs of these runs. For the start: it waits."""
+        return self._queries.inputs(run_ids)
 
     def health(self) -> dict[str, Any]:
         return self._log.health()
@@ -92,14 +140,19 @@ class Recorder:
         """The agent's runs that the log has no end of. The caller answers for each from now on."""
         return tuple(
             Unfinished(run.run_id, run.session_id, run.context, run.worker_id, timeout_s)
-            for run in self._unfinished.values() if run.agent == agent)
+            for run in self._found() if run.agent == agent)
 
-    def _committed(self, run_ids: list[str]) -> None:
-        self.on_committed(run_ids)
+    def found_whole(self, run_id: str) -> bool:
+        """Whether somebody may ask for the whole result of a run that an earlier daemon accepted."""
+        found = self._unfinished.get(run_id)
+        return found is not None and (found.run.detached or found.idempotency_key is not None)
+
+    def _found(self) -> Iterator[Run]:
+        return (left.run for left in self._unfinished.values())
 
     def give_up_unfinished(self, agents: Container[str]) -> None:
         """Nobody will hear of the runs of agents that are not among these."""
-        for run in self._unfinished.values():
+        for run in self._found():
             if run.agent not in agents:
                 self._log.ended(Ended(run.run_id, "crashed", "worker-crashed", time.time(), 0,
                                       error_message=_ORPHANED.format(state=run.state)))
@@ -114,7 +167,7 @@ class Recorder:
             fields = message.fields
             run_id = fields["run_id"]
             known = self._unfinished.get(run_id)
-            if states.get(run_id, "queued") not in UNFINISHED or (known is not None and known.agent != worker.agent):
+            if states.get(run_id, "queued") not in UNFINISHED or (known and known.run.agent != worker.agent):
                 over.append(run_id)
                 continue
             self._write_again(worker, message, states.get(run_id))
@@ -135,9 +188,19 @@ class Recorder:
             self._log.started(Started(
                 fields["run_id"], worker.version, worker.id, fields["context"], fields["turn"], started_at))
 
+    def _tell(self, say: Callable[[Listener], None]) -> None:
+        """In the writer's thread: have the loop say it."""
+        if self._loop is None or self._listener is None:
+            return
+        try:
+            self._loop.call_soon_threadsafe(say, self._listener)
+        except RuntimeError:
+            # the loop is closed: nobody is left who waits
+            pass
 
-def _failed(problem: str) -> None:
-    log.critical("the run log has failed for good: %s; no more runs are accepted", problem)
+    def _failed(self, problem: str) -> None:
+        log.critical("the run log has failed for good: %s; no more runs are accepted", problem)
+        self._tell(lambda listener: listener.log_failed())
 
 
 def _row(run: Run) -> dict[str, Any]:
@@ -148,8 +211,11 @@ def _row(run: Run) -> dict[str, Any]:
     return row
 
 
-def _detail(detail: RunDetail) -> dict[str, Any]:
+def described(detail: RunDetail) -> dict[str, Any]:
+    """One run as both doors show it."""
     return {**_row(detail.run), "traceback": detail.traceback, "damaged": detail.damaged,
+            "idempotency_key": detail.idempotency_key,
+            "black_box": None if detail.black_box is None else orjson.Fragment(detail.black_box),
             "input": _json(detail.input, detail.run.input_truncated),
             "result": _json(detail.result, detail.run.result_truncated)}  # fmt: skip
 

@@ -7,32 +7,30 @@ time, or None when it will answer through the call later. It knows nothing of so
 import asyncio
 import base64
 import binascii
-import math
 import os
-import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
+from datetime import datetime
 from functools import partial
-from typing import Any, Protocol
-
-import orjson
+from typing import Any
 
 import orpheusd
 from orpheusd import views
+from orpheusd.answers import Call
 from orpheusd.config import Config
 from orpheusd.core import events as ev
 from orpheusd.core.agent import Agent
 from orpheusd.deploy.versions import VersionStore
 from orpheusd.deployments import Deployments
-from orpheusd.engine import Engine, Pending
+from orpheusd.engine import Engine
 from orpheusd.errors import OrpheusError
 from orpheusd.lag import LoopLag
 from orpheusd.logs import AgentLogs, Row
-from orpheusd.operations import INPUT_LIMIT_BYTES, KINDS, SESSION_ID
-from orpheusd.outcome import Outcome
+from orpheusd.operations import KINDS, SESSION_ID
 from orpheusd.process.sandbox import Isolation
 from orpheusd.recorder import Recorder
 from orpheusd.runlog.queries import RunQuery
+from orpheusd.runs import Runs
 
 #: A piece of a bundle; in base64 and with its envelope it fits a control frame several times.
 PIECE_LIMIT_BYTES = 4 * 1024 * 1024
@@ -40,27 +38,7 @@ PIECE_LIMIT_BYTES = 4 * 1024 * 1024
 FALLBACK_HEADER = "mcp-session-id"
 
 Params = dict[str, Any]
-Later = Coroutine[Any, Any, dict[str, Any]]
-
-
-class Call(Protocol):
-    """Who asks, through which door (`ctl` or `http`), and how to answer."""
-
-    @property
-    def source(self) -> str: ...
-
-    @property
-    def caller(self) -> str: ...
-
-    def answer(self, result: Any) -> None: ...
-
-    def refuse(self, error: OrpheusError) -> None: ...
-
-    def event(self, params: dict[str, Any]) -> None: ...
-
-    def on_gone(self, callback: Callable[[], None]) -> None: ...
-
-    def at_end(self, callback: Callable[[], None]) -> None: ...
+Later = Coroutine[Any, Any, dict[str, Any] | None]
 
 
 class Service:
@@ -68,7 +46,7 @@ class Service:
 
     def __init__(
         self, config: Config, isolation: Isolation, engine: Engine, deployments: Deployments, store: VersionStore,
-        logs: AgentLogs, recorder: Recorder, lag: LoopLag,
+        logs: AgentLogs, recorder: Recorder, runs: Runs, lag: LoopLag,
     ) -> None:  # fmt: skip
         self._config = config
         self._isolation = isolation
@@ -77,48 +55,38 @@ class Service:
         self._store = store
         self._logs = logs
         self._recorder = recorder
+        self._runs = runs
         self._lag = lag
         self._started_at = time.monotonic()
 
     # Runs
 
-    def run(self, call: Call, params: Params) -> None:
-        input, session_id = params["input"], params["session_id"]
+    def run(self, call: Call, params: Params) -> Later | None:
+        session_id = params["session_id"]
         if params["session_headers"]:
             session_id = self._session_id(params)
-        if session_id is not None and isinstance(input, dict):
-            inside = input.get("session_id", session_id)
-            if inside != session_id:
-                raise OrpheusError("invalid-request", "the session id beside the input and the one in it differ; "
-                                                      "leave out `session_id` in the input")
-        run_id = new_run_id()
-        stream = params["stream"]
-        event = ev.RunRequested(
-            run_id, params["agent"], session_id, params["affinity"], params["overlap"],
-            params["require"] == "warm", params["timeout_s"])
-        self._engine.start_run(event, Pending(
-            _input_payload(input), call.source, call.caller, partial(_answer_run, call),
-            partial(_tell, call) if stream else None))
-        if stream and run_id in self._engine.pending:
-            call.event({"event": "accepted", "data": {"request_id": run_id}})
+        return self._runs.run(call, params, session_id)
+
+    def run_retry(self, call: Call, params: Params) -> Later:
+        return self._runs.retry(call, params["run_id"], params["stream"])
 
     def run_cancel(self, call: Call, params: Params) -> dict[str, Any]:
         run_id = params["run_id"]
-        if run_id not in self._engine.pending:
+        if run_id not in self._engine.supervisor.runs:
             raise OrpheusError("not-found", f"there is no run {run_id} waiting or going on; it may be over already")
         self._engine.feed(ev.CancelRequested(run_id))
         return {"run_id": run_id, "cancelled": True}
 
     def run_list(self, call: Call, params: Params) -> Later:
         return self._run_list(RunQuery(
-            params["agent"], params["state"], params["session"], params["source"], before_seq=params["before"],
-            limit=params["limit"]))
+            params["agent"], params["state"], params["session"], params["source"], _moment(params["since"]),
+            _moment(params["until"]), params["before"], params["limit"]))
 
     def run_why(self, call: Call, params: Params) -> dict[str, Any]:
         return self._engine.explanations.of(params["run_id"])
 
     def run_show(self, call: Call, params: Params) -> Later:
-        return self._recorder.show(params["run_id"])
+        return self._runs.show(params["run_id"], params["wait"])
 
     # Agents
 
@@ -293,37 +261,11 @@ class Service:
         return round(time.monotonic() - self._started_at, 3)
 
 
-def new_run_id() -> str:
-    """Unique, and sorted by time: milliseconds since the epoch, then 40 random bits."""
-    return f"r-{time.time_ns() // 1_000_000:012x}{random.getrandbits(40):010x}"
-
-
-def _input_payload(input: Any) -> bytes:
+def _moment(stated: float | str | None) -> float | None:
+    """A parameter of the kind `moment`, in seconds since 1970."""
+    if not isinstance(stated, str):
+        return stated
     try:
-        payload = orjson.dumps(input)
-    except orjson.JSONEncodeError as error:
-        raise OrpheusError("invalid-request", f"the input cannot be passed on: {error}") from error
-    if len(payload) > INPUT_LIMIT_BYTES:
-        raise OrpheusError("too-large", f"the input has {len(payload)} bytes of JSON; at most {INPUT_LIMIT_BYTES} may "
-                                        "be sent: put large data into the workspace and send its name")
-    return payload
-
-
-def _answer_run(call: Call, outcome: Outcome) -> None:
-    session = None
-    if outcome.session_id is not None:
-        session = {"id": outcome.session_id, "context": outcome.context, "turn": outcome.turn}
-    facts = {"request_id": outcome.run_id, "duration_ms": outcome.duration_ms, "worker_id": outcome.worker_id,
-             "session": session}  # fmt: skip
-    if not outcome.code:
-        call.answer({**facts, "result": orjson.Fragment(outcome.result)})
-        return
-    if outcome.retry_in_s:
-        facts["retry_after_s"] = math.ceil(outcome.retry_in_s)
-    if outcome.error:
-        facts.update(error_type=outcome.error.get("type"), traceback=outcome.error.get("traceback"))
-    call.refuse(OrpheusError(outcome.code, outcome.message or outcome.state, {**facts, "state": outcome.state}))
-
-
-def _tell(call: Call, name: str, params: dict[str, Any]) -> None:
-    call.event({"event": name, **params})
+        return datetime.fromisoformat(stated).timestamp()
+    except ValueError as error:
+        raise OrpheusError("invalid-request", f"there is no moment {stated}: {error}") from None

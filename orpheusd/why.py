@@ -37,6 +37,9 @@ class Explanations:
         if len(self._outcomes) > KEPT_RUNS:
             self._outcomes.popitem(last=False)
 
+    def __contains__(self, run_id: str) -> bool:
+        return run_id in self._outcomes
+
     def of(self, run_id: str) -> dict[str, Any]:
         """Raises OrpheusError(not-found)."""
         outcome = self._outcomes.get(run_id)

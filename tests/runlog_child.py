@@ -39,8 +39,8 @@ def endless(folder: Path, first: int, busy: bool) -> None:
     log = RunLog.open(folder / "runs.db", settings, acknowledged, lambda problem: os._exit(3))
     damage = log.health()["damage"]
     assert damage is None, damage
-    for run in log.unfinished():
-        log.ended(ended(run.run_id, state="crashed", code="worker-crashed", result=None))
+    for left in log.unfinished():
+        log.ended(ended(left.run.run_id, state="crashed", code="worker-crashed", result=None))
     for number in itertools.count(first):
         assert room.acquire(timeout=30)
         run_id = f"r-{number}"

@@ -23,9 +23,11 @@ class Log:
         self.path = folder / "runs.db"
         self.acknowledged: list[str] = []
         self.detached: list[str] = []
+        self.started: list[str] = []
         self.failures: list[str] = []
         self.callback_threads: set[str] = set()
-        self.log = RunLog.open(self.path, settings, self._committed, self.failures.append, self.detached.extend)
+        self.log = RunLog.open(self.path, settings, self._committed, self.failures.append, self.detached.extend,
+                               self.started.extend)
         self.queries = RunQueries(self.path)
 
     def __enter__(self) -> "Log":

@@ -141,7 +141,10 @@ class WorkerExited(NamedTuple):
 
 
 class RunRequested(NamedTuple):
-    """A caller wants the handler executed. None means: the agent's own setting."""
+    """A caller wants the handler executed. None means: the agent's own setting.
+
+    `readmitted`: an earlier daemon accepted it, so that no limit of a queue refuses it now.
+    """
 
     run: str
     agent: str
@@ -150,6 +153,7 @@ class RunRequested(NamedTuple):
     overlap: str | None = None
     require_warm: bool = False
     timeout_s: float | None = None
+    readmitted: bool = False
 
 
 class RunEnded(NamedTuple):

@@ -51,7 +51,7 @@ class Router:
         lane = None if id is None else agent.lanes.get(id)
         session = None if id is None else agent.sessions.get(id)
         busy = lane is not None or (session is not None and session.running > 0)
-        if busy and run.overlap == "reject":
+        if busy and run.overlap == "reject" and not run.readmitted:
             self._refuse(agent, run, "session-busy",
                          "the session has a run in progress and `overlap: reject` was asked for", now)
             return
@@ -61,7 +61,7 @@ class Router:
             return
         if interrupts:
             others = len(agent.waiting) - (len(lane.runs) if lane is not None else 0)
-            if others >= agent.settings.queue_size:
+            if others >= agent.settings.queue_size and not run.readmitted:
                 self._refuse_overload(agent, run, now)
                 return
             self._interrupt(agent, run, lane, now)
@@ -233,10 +233,10 @@ class Router:
 
     def _wait(self, agent: "Agent", run: Run, lane: Lane | None, now: float) -> None:
         settings = agent.settings
-        if len(agent.waiting) >= settings.queue_size:
+        if len(agent.waiting) >= settings.queue_size and not run.readmitted:
             self._refuse_overload(agent, run, now)
             return
-        if lane is not None and len(lane.runs) >= settings.session_queue_size:
+        if lane is not None and len(lane.runs) >= settings.session_queue_size and not run.readmitted:
             self._refuse(agent, run, "session-queue-full", f"{settings.session_queue_size} runs of this session are "
                          "waiting already; try again later", now)
             return

@@ -113,7 +113,7 @@ class Supervisor:
             event.overlap or (settings.overlap if settings else ""),
             event.require_warm,
             event.timeout_s or (settings.timeout_s if settings else 0.0),
-            settings.queue_timeout_s if settings else 0.0, now)  # fmt: skip
+            settings.queue_timeout_s if settings else 0.0, now, event.readmitted)  # fmt: skip
         if agent is None or agent.current is None or agent.state is not AgentState.ACTIVE or self.stopping:
             self._refuse_run(agent, run, now)
             return None

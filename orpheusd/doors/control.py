@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +25,7 @@ from orpheusd.process.pidfds import Peer, peer_of
 from orpheusd.service import Service
 from orpheusd.wire.control import (
     FRAME_LIMIT_BYTES,
+    GONE,
     INVALID_PARAMS,
     INVALID_REQUEST,
     METHOD_NOT_FOUND,
@@ -108,8 +109,8 @@ class Call:
         self._connection.at_end(callback)
 
     @property
-    def endless(self) -> bool:
-        """Whether it only goes on until its caller leaves."""
+    def watches_caller(self) -> bool:
+        """Whether it is over when its caller leaves."""
         return self._gone is not None
 
     def abandoned(self) -> None:
@@ -169,10 +170,7 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """A client that has said all it wants to say may still wait for its answers."""
         self.silent = True
-        for call in [call for call in self._calls if call.endless]:
-            # nobody reads it, and without an answer nothing would ever end it
-            self._calls.discard(call)
-            call.abandoned()
+        self._abandon(self._calls)
         return not self.idle
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -261,6 +259,9 @@ class Connection(asyncio.Protocol):
         except MalformedRequest as error:
             self._refuse(error.id, OrpheusError("invalid-request", str(error)), error.number)
             return
+        if request.method == GONE:
+            self._abandon(call for call in self._calls if call.id == request.params.get("id"))
+            return
         operation = BY_NAME.get(request.method)
         if operation is None:
             self._refuse(request.id, OrpheusError("invalid-request", f"there is no operation {request.method[:60]!r}"),
@@ -273,6 +274,12 @@ class Connection(asyncio.Protocol):
             call.refuse(error)
         except Exception as error:
             call.refuse(_fault(operation, error))
+
+    def _abandon(self, calls: Iterable[Call]) -> None:
+        """The callers of these have left: those that want to know are told, and answered no more."""
+        for call in [call for call in calls if call.watches_caller]:
+            self._calls.discard(call)
+            call.abandoned()
 
     def _begin(self, call: Call, request: Request) -> None:
         operation = call.operation

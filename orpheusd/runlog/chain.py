@@ -12,12 +12,14 @@ import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from orpheusd.runlog.schema import RING
+from orpheusd.runlog.schema import ADDED, RING
 
 #: Sums of checksums stay below this: SQLite's integers are signed.
 TOTAL_MODULUS = 2**62
 DIGEST_BYTES = 32
 _NUMBERS = struct.Struct("<QQQQ")
+_LATER = len(ADDED)
+_NOTHING = (None,) * _LATER
 
 
 class Head(NamedTuple):
@@ -47,12 +49,17 @@ def link(before: bytes, commit_no: int, row_count: int, total: int, next_seq: in
 
 
 def checksum(row: Sequence[Any]) -> int:
-    """The checksum of a row without its last column: texts, whole numbers and None, then two payloads.
+    """The checksum of a row without its last column: texts, whole numbers and None, two payloads, and `ADDED`.
 
-    A number must be an `int` already: what SQLite would make of 1.0 or True reads back as something else.
+    A number must be an `int` already: what SQLite would make of 1.0 or True reads back as something else. A row that
+    has nothing in the columns that were added later has the checksum it had before there were any.
     """
-    crc = zlib.crc32(("%s\x1f" * (len(row) - 2) % tuple(row[:-2])).encode())
-    return zlib.crc32(row[-1] or b"", zlib.crc32(row[-2] or b"", crc))
+    first, added = tuple(row[: -_LATER - 2]), tuple(row[-_LATER:])
+    crc = zlib.crc32(("%s\x1f" * len(first) % first).encode())
+    crc = zlib.crc32(row[-_LATER - 1] or b"", zlib.crc32(row[-_LATER - 2] or b"", crc))
+    if added != _NOTHING:
+        crc = zlib.crc32(("%s\x1f" * _LATER % added).encode(), crc)
+    return crc
 
 
 def read_ring(rows: list[tuple[int, int, int, int, int, bytes]]) -> tuple[dict[int, bytes], Head]:

@@ -9,7 +9,7 @@ from typing import Any
 from orpheusd.runlog.batch import Story
 from orpheusd.runlog.chain import checksum
 from orpheusd.runlog.rows import Ended, Run, RunDetail
-from orpheusd.runlog.schema import COLUMNS, FIRST_MUTABLE
+from orpheusd.runlog.schema import ADDED, COLUMNS
 
 Row = tuple[Any, ...]
 
@@ -17,10 +17,13 @@ Row = tuple[Any, ...]
 MESSAGE_CHARS = 8 * 1024
 TRACEBACK_CHARS = 64 * 1024
 NAME_CHARS = 256
+#: A black box holds a worker's last lines and counts; one that is larger is not that, and only its size is kept.
+BLACK_BOX_CHARS = 256 * 1024
 
 _CUT = "… (cut)"
 _AT = {name: number for number, name in enumerate(COLUMNS)}
-_STATE, _INPUT, _RESULT = _AT["state"], _AT["input"], _AT["result"]
+_STATE, _INPUT, _RESULT, _KEY = _AT["state"], _AT["input"], _AT["result"], _AT["idempotency_key"]
+_FIRST_MUTABLE = _AT["version"]
 _NOT_STARTED = (None, None, None, None, None)
 _NOT_ENDED = (None, None, None, 0, None, None, None, None)
 _NOTHING_TOLD = (None, None, None, None)
@@ -36,7 +39,7 @@ def fresh(seq: int, story: Story) -> Row:
     first = (
         seq, queued.run_id, queued.agent, queued.session_id, queued.source, queued.caller, int(queued.detached),
         queued.options, _micros(queued.queued_at), int(size) if size is not None else len(stored or b""))  # fmt: skip
-    return _body(first, _NOT_STARTED, "queued", story, stored)
+    return _body(first, _NOT_STARTED, "queued", story, stored, (queued.idempotency_key, queued.fingerprint))
 
 
 def moved(row: Row, story: Story) -> Row:
@@ -46,7 +49,8 @@ def moved(row: Row, story: Story) -> Row:
     """
     if row[_STATE] not in ("queued", "started"):
         raise ValueError(f"the run is {row[_STATE]} already")
-    return _body(row[:FIRST_MUTABLE], row[FIRST_MUTABLE:_STATE], row[_STATE], story, row[_INPUT])
+    return _body(
+        row[:_FIRST_MUTABLE], row[_FIRST_MUTABLE:_STATE], row[_STATE], story, row[_INPUT], row[_KEY : _KEY + 2])
 
 
 def sealed(body: Row) -> Row:
@@ -78,29 +82,29 @@ def detail_of(row: Row) -> RunDetail:
     kept = [None if value is None else len(value) for value in (row[_INPUT], row[_RESULT])]
     return RunDetail(
         run_of([*listed, *kept]), row[_AT["options"]], row[_AT["traceback"]], row[_INPUT], row[_RESULT],
-        checksum(row[:-1]) != row[-1])  # fmt: skip
+        checksum(row[:-1]) != row[-1], *row[_KEY : _KEY + len(ADDED)])  # fmt: skip
 
 
 #: The columns a listing reads: no payload, only how much of it is there.
 LISTED = ", ".join(
-    name for name in COLUMNS if name not in ("options", "traceback", "input", "result", "checksum")
+    name for name in COLUMNS if name not in ("options", "traceback", "input", "result", *ADDED, "checksum")
 ) + ", length(input), length(result)"
 
 
-def _body(first: Row, middle: Row, state: str, story: Story, stored: bytes | None) -> Row:
+def _body(first: Row, middle: Row, state: str, story: Story, stored: bytes | None, asked: Row) -> Row:
     started, ended = story.started, story.ended
     if started is not None:
         state = "started"
         middle = (int(started.version), started.worker_id, started.context, int(started.turn),
                   _micros(started.started_at))
     if ended is None:
-        return (*first, *middle, state, *_NOT_ENDED, stored, None)
+        return (*first, *middle, state, *_NOT_ENDED, stored, None, *asked, None)
     if ended.context is not None or ended.turn is not None:
         version, worker_id, context, turn, started_at = middle
         context = ended.context if ended.context is not None else context
         turn = int(ended.turn) if ended.turn is not None else turn
         middle = (version, worker_id, context, turn, started_at)
-    return (*first, *middle, *_end(ended), stored, ended.result)
+    return (*first, *middle, *_end(ended), stored, ended.result, *asked, _black_box(ended.black_box))
 
 
 def _end(ended: Ended) -> Row:
@@ -114,6 +118,12 @@ def _end(ended: Ended) -> Row:
         told = (_cut(ended.error_type, NAME_CHARS), _cut(ended.error_message, MESSAGE_CHARS), traceback,
                 _cut(ended.exit_cause, NAME_CHARS))
     return (ended.state, ended.code, _micros(ended.ended_at), int(ended.duration_us), int(size), *told)
+
+
+def _black_box(text: str | None) -> str | None:
+    if text is None or len(text) <= BLACK_BOX_CHARS:
+        return text
+    return f'{{"dropped_chars":{len(text)}}}'
 
 
 def _cut(text: str | None, limit_chars: int) -> str | None:

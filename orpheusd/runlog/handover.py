@@ -15,8 +15,8 @@ from orpheusd.runlog.rows import Change
 class Handover:
     """Invariant: what was put is in the deque or was taken, in order; a taker that waits is woken by the first put.
 
-    The first put into an empty deque wakes the taker, and so does the one that makes a full batch; those between
-    do not, because the taker lingers for them.
+    The first put into an empty deque wakes the taker, and so does the one that makes a full batch and one that is
+    urgent; those between do not, because the taker lingers for them.
     """
 
     def __init__(self, batch_rows: int) -> None:
@@ -26,18 +26,22 @@ class Handover:
         self._poll = select.poll()
         self._poll.register(self._wakeup, select.POLLIN)
         self._closing = False
+        self._urgent = False
         self._put_count = self._put_bytes = 0
         self._done_count = self._done_bytes = 0
 
     # The event loop's side
 
-    def put(self, change: Change, size_bytes: int) -> None:
+    def put(self, change: Change, size_bytes: int, urgent: bool = False) -> None:
+        """`urgent`: somebody waits for this change to be on the disk."""
         self._put_count += 1
         self._put_bytes += size_bytes
         changes = self._changes
         changes.append(change)
         waiting = len(changes)
-        if waiting in (1, self._batch_rows):
+        if urgent:
+            self._urgent = True
+        if urgent or waiting in (1, self._batch_rows):
             os.eventfd_write(self._wakeup, 1)
 
     def room(self, limit_changes: int, limit_bytes: int) -> bool:
@@ -70,14 +74,16 @@ class Handover:
         self._forget_wakeups()
 
     def linger(self, timeout_s: float) -> None:
-        """Until there is a full batch, or `timeout_s` seconds passed."""
+        """Until there is a full batch, somebody is in a hurry, or `timeout_s` seconds passed."""
         self._forget_wakeups()
         # In this order: a wake-up that was forgotten left its reason behind.
-        if len(self._changes) < self._batch_rows and not self._closing:
+        if len(self._changes) < self._batch_rows and not self._closing and not self._urgent:
             self._poll.poll(timeout_s * 1000)
 
     def take(self, batch: Batch) -> None:
         """Move changes into the batch until it is full or there are none."""
+        # First: what becomes urgent from here on may not be taken any more.
+        self._urgent = False
         changes = self._changes
         while changes and not batch.full:
             batch.add(changes.popleft())

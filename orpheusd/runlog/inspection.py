@@ -16,8 +16,8 @@ from orpheusd.runlog.chain import Head, checksum, genesis, read_ring
 from orpheusd.runlog.compose import Row, detail_of
 from orpheusd.runlog.mark import Record
 from orpheusd.runlog.place import wal_of
-from orpheusd.runlog.rows import Run
-from orpheusd.runlog.schema import COLUMNS, VERSION, connect_reader, definitions, expected_definitions
+from orpheusd.runlog.rows import RunDetail
+from orpheusd.runlog.schema import VERSION, connect_reader, definitions, expected_definitions, selected
 
 #: What SQLite says about content, as opposed to the disk: corrupt, not a database, a wrong schema, a wrong format.
 CONTENT_ERRORS = (
@@ -28,16 +28,17 @@ CONTENT_ERRORS = (
 READ_BYTES_PER_S = 100 * 1024 * 1024
 _LOOK_AT_CLOCK_ROWS = 128
 
-_SELECT = f"SELECT {', '.join(COLUMNS)} FROM runs"
-
-
 class Inspection(NamedTuple):
-    """`problem` is "" for a log that may be continued. `whole`: all of the content was looked at."""
+    """`problem` is "" for a log that may be continued. `whole`: all of the content was looked at.
+
+    `version` is that of its tables; `unfinished` are the runs without an end, in order and without payloads.
+    """
 
     problem: str
     whole: bool = False
     head: Head | None = None
-    unfinished: tuple[Run, ...] = ()
+    version: int = VERSION
+    unfinished: tuple[RunDetail, ...] = ()
 
 
 class Damaged(Exception):
@@ -69,26 +70,32 @@ def inspect(path: Path, record: Record, budget_s: float | None) -> Inspection:
 def _inspect(connection: sqlite3.Connection, path: Path, record: Record, budget_s: float | None) -> Inspection:
     began = time.monotonic()
     connection.execute("BEGIN")
-    _check_tables(connection, record)
+    version = _check_tables(connection, record)
     head = _check_chain(connection, record)
-    unfinished = connection.execute(
-        f"{_SELECT} WHERE state <> 'completed' AND state IN ('queued', 'started') ORDER BY seq").fetchall()
-    for row in unfinished:
+    select = f"SELECT {selected(version)} FROM runs"
+    unfinished: list[RunDetail] = []
+    for row in connection.execute(
+            f"{select} WHERE state <> 'completed' AND state IN ('queued', 'started') ORDER BY seq"):
         _check_row(row)
-    whole = _check_rows(connection, head, None if budget_s is None else began + budget_s)
+        unfinished.append(detail_of(row)._replace(input=None, result=None))
+    whole = _check_rows(connection, select, head, None if budget_s is None else began + budget_s)
     if whole:
         whole = _check_structure(connection, path, budget_s)
-    return Inspection("", whole, head, tuple(detail_of(row).run for row in unfinished))
+    return Inspection("", whole, head, version, tuple(unfinished))
 
 
-def _check_tables(connection: sqlite3.Connection, record: Record) -> None:
-    if definitions(connection) != expected_definitions():
+def _check_tables(connection: sqlite3.Connection, record: Record) -> int:
+    """The version of the tables."""
+    found = definitions(connection)
+    version = next((known for known in range(VERSION, 0, -1) if found == expected_definitions(known)), 0)
+    if not version:
         raise Damaged("its tables are not those of a run log")
     rows = connection.execute("SELECT schema_version, log_id FROM log").fetchall()
-    if len(rows) != 1 or rows[0][0] != VERSION:
-        raise Damaged(f"it does not say that its format is {VERSION}")
+    if len(rows) != 1 or rows[0][0] != version:
+        raise Damaged(f"it does not say that its format is {version}")
     if rows[0][1] != record.log_id:
         raise Damaged("it is another log than the one its high-water mark belongs to")
+    return version
 
 
 def _check_chain(connection: sqlite3.Connection, record: Record) -> Head:
@@ -110,10 +117,10 @@ def _check_chain(connection: sqlite3.Connection, record: Record) -> Head:
     return head
 
 
-def _check_rows(connection: sqlite3.Connection, head: Head, deadline: float | None) -> bool:
+def _check_rows(connection: sqlite3.Connection, select: str, head: Head, deadline: float | None) -> bool:
     """Newest first. Whether all were read before the deadline."""
     count = total = 0
-    rows = connection.execute(f"{_SELECT} ORDER BY seq DESC")
+    rows = connection.execute(f"{select} ORDER BY seq DESC")
     for row in rows:
         _check_row(row)
         if row[0] >= head.next_seq:

@@ -12,7 +12,7 @@ from orpheusd.runlog import recovery
 from orpheusd.runlog.handover import Handover
 from orpheusd.runlog.place import reserve_of
 from orpheusd.runlog.reserve import Reserve
-from orpheusd.runlog.rows import Ended, Queued, Run, Started
+from orpheusd.runlog.rows import Ended, Queued, RunDetail, Started, payload_bytes
 from orpheusd.runlog.settings import Settings
 from orpheusd.runlog.writer import State, Writer
 
@@ -21,7 +21,8 @@ class RunLog:
     """Invariant: a run for which `queued` returned True is written, or `accepting` is False and stays so.
 
     `on_committed` gets the ids of runs whose end is on the disk, `on_detached` those of detached runs that are
-    queued there, `on_failure` what went wrong for good; all in the writer's thread, and none may raise.
+    queued there, `on_started` those of detached runs that have started there, `on_failure` what went wrong for good;
+    all in the writer's thread, and none may raise.
     """
 
     def __init__(self, path: Path, settings: Settings, recovered: recovery.Recovered, writer: Writer,
@@ -39,12 +40,14 @@ class RunLog:
     def open(
         cls, path: Path, settings: Settings, on_committed: Callable[[list[str]], None],
         on_failure: Callable[[str], None], on_detached: Callable[[list[str]], None] | None = None,
+        on_started: Callable[[list[str]], None] | None = None,
     ) -> "RunLog":  # fmt: skip
         """Raises OrpheusError when there can be no log at `path`. A damaged one is put aside: see `health`."""
         recovered = recovery.recover(path, settings)
         handover = Handover(settings.batch_rows)
         reserve = Reserve(reserve_of(path), settings.reserve_bytes)
-        writer = Writer(recovered.store, handover, settings, reserve, on_committed, on_failure, on_detached)
+        writer = Writer(recovered.store, handover, settings, reserve,
+                        on_committed, on_failure, on_detached, on_started)
         log = cls(path, settings, recovered, writer, handover)
         writer.start()
         return log
@@ -68,34 +71,38 @@ class RunLog:
             return False
         stored = row.input
         if stored is not None:
-            if not row.detached and (not self.settings.capture or len(stored) > self.settings.input_limit_bytes):
+            if not row.whole and (not self.settings.capture or len(stored) > self.settings.input_limit_bytes):
                 row = row._replace(
                     input=stored[: self.settings.input_limit_bytes] if self.settings.capture else None,
                     input_bytes=row.input_bytes if row.input_bytes is not None else len(stored))
                 stored = row.input
-            self._handover.put(row, len(stored) if stored is not None else 0)
+            self._handover.put(row, len(stored) if stored is not None else 0, row.detached)
         else:
-            self._handover.put(row, 0)
+            self._handover.put(row, 0, row.detached)
         return True
 
-    def started(self, row: Started) -> None:
-        """The run was handed to a worker. Always taken: only accepted runs start."""
-        self._put(row, 0)
+    def started(self, row: Started, urgent: bool = False) -> None:
+        """The run was handed to a worker, or will be once this is written (`urgent`). Always taken: only accepted runs
+        start.
+        """
+        self._put(row, 0, urgent)
 
     def ended(self, row: Ended) -> None:
         """The run is over. Always taken, and safe to say again: the first end stands, and is acknowledged again."""
         stored = row.result
-        if stored is not None and not row.detached and (
+        if stored is not None and not row.whole and (
                 not self.settings.capture or len(stored) > self.settings.result_limit_bytes):
             row = row._replace(
                 result=stored[: self.settings.result_limit_bytes] if self.settings.capture else None,
                 result_bytes=row.result_bytes if row.result_bytes is not None else len(stored))
             stored = row.result
-        size = len(stored) if stored is not None else 0
-        self._put(row, size + len(row.traceback) if row.traceback is not None else size)
+        self._put(row, payload_bytes(row))
 
-    def unfinished(self) -> list[Run]:
-        """Runs that an earlier daemon left without an end, in order. The caller settles each with `ended`."""
+    def unfinished(self) -> list[RunDetail]:
+        """Runs that an earlier daemon left without an end, in order and without payloads, which `RunQueries` reads.
+
+        The caller settles each with `ended`, sooner or later.
+        """
         return self._unfinished
 
     def health(self) -> dict[str, Any]:
@@ -127,9 +134,9 @@ class RunLog:
             self._handover.close()
         return flushed
 
-    def _put(self, row: Started | Ended, size_bytes: int) -> None:
+    def _put(self, row: Started | Ended, size_bytes: int, urgent: bool = False) -> None:
         if self._closed or self._writer.state is State.FAILED:
             # Nobody writes any more; the workers still hold what they were not acknowledged.
             self._dropped += 1
             return
-        self._handover.put(row, size_bytes)
+        self._handover.put(row, size_bytes, urgent)

@@ -4,11 +4,12 @@
 
 import sqlite3
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from typing import Any
 
 from orpheusd.runlog.batch import Story
 from orpheusd.runlog.compose import Row, cleaned, fresh, moved, sealed
-from orpheusd.runlog.schema import COLUMNS, FIRST_MUTABLE, UNFINISHED
+from orpheusd.runlog.schema import COLUMNS, FIXED, UNFINISHED
 
 #: Rows a statement carries. One statement is one release of the interpreter's lock, and each release may cost the
 #: writer a wait for the event loop; the sizes are few because each is prepared once and kept.
@@ -21,9 +22,9 @@ ROW_ERRORS = (
 )  # fmt: skip
 
 _SEQ, _RUN_ID, _STATE = COLUMNS.index("seq"), COLUMNS.index("run_id"), COLUMNS.index("state")
-_INPUT = COLUMNS.index("input")
-#: What an update carries: the columns that may change. The input never does.
-_CHANGED = tuple(name for name in COLUMNS[FIRST_MUTABLE:] if name != "input")
+#: What an update carries: the columns that may change.
+_CHANGED = tuple(name for name in COLUMNS if name not in FIXED)
+_INSERT = f"INSERT INTO runs ({', '.join(COLUMNS)}) VALUES "
 
 
 class Pen:
@@ -83,7 +84,7 @@ class FastPen(Pen):
     def finish(self) -> None:
         for rows in _chunks(self._inserts):
             places = ", ".join([_places(len(COLUMNS))] * len(rows))
-            self._connection.execute(f"INSERT INTO runs VALUES {places}", _flat(rows))
+            self._connection.execute(_INSERT + places, _flat(rows))
         for rows in _chunks([_update(row) for row in self._updates]):
             places = ", ".join([_places(1 + len(_CHANGED))] * len(rows))
             sets = ", ".join(f"{name} = v.column{number}" for number, name in enumerate(_CHANGED, 2))
@@ -102,7 +103,7 @@ class CarefulPen(Pen):
             if story.queued is None:
                 return None
             row = sealed(cleaned(fresh(seq, story)))
-            self._connection.execute(f"INSERT INTO runs VALUES {_places(len(COLUMNS))}", row)
+            self._connection.execute(_INSERT + _places(len(COLUMNS)), row)
             return row
         row = sealed(cleaned(moved(before, story)))
         sets = ", ".join(f"{name} = ?" for name in _CHANGED)
@@ -111,13 +112,12 @@ class CarefulPen(Pen):
         return row
 
 
+#: What an update binds, of a row: its number, and the columns that may change.
+_update = itemgetter(_SEQ, *(COLUMNS.index(name) for name in _CHANGED))
+
+
 def has_ended(row: Row) -> bool:
     return row[_STATE] not in UNFINISHED
-
-
-def _update(row: Row) -> Row:
-    """What an update binds: the row's number, and the columns that may change."""
-    return (row[_SEQ], *row[FIRST_MUTABLE:_INPUT], *row[_INPUT + 1 :])
 
 
 def _chunks(rows: Sequence[Any]) -> Iterable[Sequence[Any]]:

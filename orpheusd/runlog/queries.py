@@ -23,6 +23,8 @@ from orpheusd.runlog.schema import COLUMNS, connect_reader
 ROWS_LIMIT = 1000
 #: What one statement may bind, with room to spare.
 IDS_AT_ONCE = 500
+#: Inputs that one question fetches: at their largest (8 MiB) they are read within its deadline.
+INPUTS_AT_ONCE = 50
 #: How long a question may take: a log at its default size is read whole in less.
 DEADLINE_S = 5.0
 #: SQLite looks at the clock each time it has done this much: about a millisecond.
@@ -30,9 +32,10 @@ _STEPS_BETWEEN_LOOKS = 20_000
 
 
 class RunQuery(NamedTuple):
-    """Which runs to list, newest first. All filters must hold; times are wall-clock seconds of `queued_at`.
+    """Which runs to list, newest first. All filters must hold.
 
-    `before_seq` is the `seq` of the last row of the page before.
+    `since` (included) and `until` (not included) are wall-clock seconds of `queued_at`; `before_seq` is the `seq` of
+    the last row of the page before.
     """
 
     agent: str | None = None
@@ -40,7 +43,7 @@ class RunQuery(NamedTuple):
     session_id: str | None = None
     source: str | None = None
     since: float | None = None
-    before: float | None = None
+    until: float | None = None
     before_seq: int | None = None
     limit: int = 100
 
@@ -68,6 +71,26 @@ class RunQueries:
             row = connection.execute(
                 f"SELECT {', '.join(COLUMNS)} FROM runs WHERE run_id = ?", (_text(run_id),)).fetchone()
         return None if row is None else detail_of(row)
+
+    def asked(self, agent: str, idempotency_key: str, since: float) -> RunDetail | None:
+        """The newest run that was executed under this key, accepted at `since` (wall-clock seconds) or later."""
+        with self._reading() as connection:
+            row = connection.execute(
+                f"SELECT {', '.join(COLUMNS)} FROM runs WHERE agent = ? AND idempotency_key = ?"
+                " AND started_at IS NOT NULL AND queued_at >= ? ORDER BY seq DESC LIMIT 1",
+                (_text(agent), _text(idempotency_key), int(since * 1_000_000))).fetchone()
+        return None if row is None else detail_of(row)
+
+    def inputs(self, run_ids: Sequence[str]) -> dict[str, bytes]:
+        """The inputs of these runs, as far as the log has them."""
+        found: dict[str, bytes] = {}
+        for start in range(0, len(run_ids), INPUTS_AT_ONCE):
+            ids = run_ids[start : start + INPUTS_AT_ONCE]
+            places = ", ".join("?" * len(ids))
+            with self._reading() as connection:
+                found.update(connection.execute(
+                    f"SELECT run_id, input FROM runs WHERE run_id IN ({places}) AND input IS NOT NULL", ids))
+        return found
 
     def states(self, run_ids: Sequence[str]) -> dict[str, str]:
         """The state of each of these runs that the log has."""
@@ -132,7 +155,7 @@ def _terms(query: RunQuery) -> tuple[list[str], list[Any]]:
         if query.state != "completed":
             # Said aloud, so that SQLite may use the index that has only these.
             terms.append("state <> 'completed'")
-    for term, moment in (("queued_at >= ?", query.since), ("queued_at < ?", query.before)):
+    for term, moment in (("queued_at >= ?", query.since), ("queued_at < ?", query.until)):
         if moment is not None:
             terms.append(term)
             values.append(max(-(2**63), min(2**63 - 1, int(moment * 1_000_000))))

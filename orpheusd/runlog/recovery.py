@@ -16,8 +16,8 @@ from orpheusd.runlog import place
 from orpheusd.runlog.chain import genesis
 from orpheusd.runlog.inspection import Inspection, inspect
 from orpheusd.runlog.mark import Mark, Reading
-from orpheusd.runlog.rows import Run
-from orpheusd.runlog.schema import OLDEST_SQLITE, connect_reader, connect_writer, create
+from orpheusd.runlog.rows import RunDetail
+from orpheusd.runlog.schema import OLDEST_SQLITE, VERSION, connect_reader, connect_writer, create, migrate
 from orpheusd.runlog.settings import Settings
 from orpheusd.runlog.store import Store
 
@@ -39,7 +39,7 @@ class Recovered(NamedTuple):
     """An open log. `whole` is False when its size did not allow to look at all of it. `note` is for `status`."""
 
     store: Store
-    unfinished: tuple[Run, ...]
+    unfinished: tuple[RunDetail, ...]
     damage: Damage | None
     whole: bool
     note: str
@@ -80,6 +80,8 @@ def _recover(path: Path, settings: Settings) -> Recovered:
     if inspection.problem or inspection.head is None or reading is None or reading.record is None:
         damage = Damage(inspection.problem, time.time(), _put_aside(path))
         return _begin(path, damage)
+    if inspection.version < VERSION:
+        _update(path, inspection.version)
     mark = Mark(place.mark_of(path), reading.record.log_id)
     try:
         mark.rewrite(inspection.head)
@@ -120,6 +122,15 @@ def _judge(path: Path, reading: Reading | None, budget_s: float) -> Inspection:
     if not path.exists():
         return Inspection("the database is missing")
     return inspect(path, reading.record, budget_s)
+
+
+def _update(path: Path, version: int) -> None:
+    """Give a log that was proved whole the tables of this version. It is the one before or the new one, never half."""
+    connection = connect_writer(path)
+    try:
+        migrate(connection, version)
+    finally:
+        connection.close()
 
 
 def _begin(path: Path, damage: Damage | None) -> Recovered:

@@ -11,6 +11,8 @@ class Queued(NamedTuple):
 
     `detached`: nobody waits for the answer, so payloads are kept whole; `options` is what a later daemon needs to
     queue it again, in the daemon's own words. `input_bytes` is the size of the whole input when `input` is not.
+    `idempotency_key` is the caller's name for this request, `fingerprint` (SHA-256 in hex) says what was asked under
+    it; whoever asks again is answered from the log, so payloads are kept whole then too.
     """
 
     run_id: str
@@ -23,6 +25,13 @@ class Queued(NamedTuple):
     input_bytes: int | None = None
     detached: bool = False
     options: str | None = None
+    idempotency_key: str | None = None
+    fingerprint: str | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether its payloads are kept whatever is said of capturing."""
+        return self.detached or self.idempotency_key is not None
 
 
 class Started(NamedTuple):
@@ -39,7 +48,8 @@ class Started(NamedTuple):
 class Ended(NamedTuple):
     """The run reached its terminal state. `duration_us` is monotonic time, never the difference of wall times.
 
-    `context` and `turn` replace those of `Started` when given. `detached` as in `Queued`.
+    `context` and `turn` replace those of `Started` when given. `whole` as of its `Queued`. `black_box` is JSON: what
+    was known of the worker when it died.
     """
 
     run_id: str
@@ -55,7 +65,8 @@ class Ended(NamedTuple):
     exit_cause: str | None = None
     context: str | None = None
     turn: int | None = None
-    detached: bool = False
+    whole: bool = False
+    black_box: str | None = None
 
 
 Change = Queued | Started | Ended
@@ -99,6 +110,9 @@ class RunDetail(NamedTuple):
     input: bytes | None
     result: bytes | None
     damaged: bool
+    idempotency_key: str | None = None
+    fingerprint: str | None = None
+    black_box: str | None = None
 
 
 def payload_bytes(change: Change) -> int:
@@ -106,5 +120,6 @@ def payload_bytes(change: Change) -> int:
     if isinstance(change, Queued):
         return len(change.input) if change.input is not None else 0
     if isinstance(change, Ended):
-        return (len(change.result) if change.result is not None else 0) + len(change.traceback or "")
+        texts = len(change.traceback or "") + len(change.black_box or "")
+        return (len(change.result) if change.result is not None else 0) + texts
     return 0

@@ -10,23 +10,27 @@ from pathlib import Path
 from urllib.parse import quote
 
 #: Stored in the database; a change of the tables gets the next number and a step from the one before.
-VERSION = 1
+VERSION = 2
 #: STRICT tables and UPDATE … FROM.
 OLDEST_SQLITE = (3, 37, 0)
 
-#: The columns of a row, in the order of every row tuple: what was measured first, payloads, then the checksum.
+#: What version 2 added to a row.
+ADDED = ("idempotency_key", "fingerprint", "black_box")
+#: The columns of a row, in the order of every row tuple: what was measured first, payloads, what later versions
+#: added, then the checksum.
 COLUMNS = (
     "seq", "run_id", "agent", "session_id", "source", "caller", "detached", "options", "queued_at", "input_bytes",
     "version", "worker_id", "context", "turn", "started_at",
     "state", "code", "ended_at", "duration_us", "result_bytes", "error_type", "error_message", "traceback",
-    "exit_cause", "input", "result", "checksum",
+    "exit_cause", "input", "result", *ADDED, "checksum",
 )  # fmt: skip
-#: Where the part that `Started` and `Ended` change begins.
-FIRST_MUTABLE = COLUMNS.index("version")
+#: The columns that never change once a row is there; `Started` and `Ended` change the others.
+FIXED = frozenset((*COLUMNS[:COLUMNS.index("version")], "input", "idempotency_key", "fingerprint"))
 
 #: Commits whose chain links are kept: how far the mark may lie behind after a power failure, twice over.
 RING = 1024
 
+#: The tables of version 1.
 _TABLES = """
 CREATE TABLE log (
   only INTEGER PRIMARY KEY CHECK (only = 1),
@@ -83,6 +87,15 @@ CREATE TABLE chain (
 ) STRICT;
 """
 
+#: By version: what makes its tables of those of the version before. No step touches a row, so that a log is brought
+#: up to date in no time and its chain holds as it did: `chain.checksum` leaves out what a row does not have.
+_STEPS = {2: """
+ALTER TABLE runs ADD COLUMN idempotency_key TEXT;
+ALTER TABLE runs ADD COLUMN fingerprint TEXT;
+ALTER TABLE runs ADD COLUMN black_box TEXT;
+CREATE INDEX runs_by_key ON runs (agent, idempotency_key) WHERE idempotency_key IS NOT NULL;
+"""}
+
 #: Run states that are not terminal; a partial index holds them.
 UNFINISHED = ("queued", "started")
 
@@ -123,7 +136,7 @@ def connect_reader(path: Path, busy_timeout_s: float = 1.0) -> sqlite3.Connectio
 def create(connection: sqlite3.Connection, log_id: bytes, genesis: bytes) -> None:
     """Make the tables of an empty log, in one transaction."""
     connection.execute("BEGIN IMMEDIATE")
-    for statement in _statements():
+    for statement in _statements(VERSION):
         connection.execute(statement)
     connection.execute("INSERT INTO log VALUES (1, ?, ?)", (VERSION, log_id))
     connection.executemany(
@@ -132,25 +145,46 @@ def create(connection: sqlite3.Connection, log_id: bytes, genesis: bytes) -> Non
     connection.execute("COMMIT")
 
 
+def migrate(connection: sqlite3.Connection, version: int) -> None:
+    """Bring the tables of `version` up to date, in one transaction."""
+    connection.execute("BEGIN IMMEDIATE")
+    for later in range(version + 1, VERSION + 1):
+        for statement in _split(_STEPS[later]):
+            connection.execute(statement)
+    connection.execute("UPDATE log SET schema_version = ?", (VERSION,))
+    connection.execute("COMMIT")
+
+
+def selected(version: int) -> str:
+    """How a SELECT names `COLUMNS` in a log of `version`: those it lacks are NULL."""
+    return ", ".join("NULL" if version == 1 and name in ADDED else name for name in COLUMNS)
+
+
 def definitions(connection: sqlite3.Connection) -> list[tuple[str, str, str | None]]:
     """What the database says its tables, indexes and triggers are."""
     return connection.execute("SELECT type, name, sql FROM sqlite_schema ORDER BY type, name").fetchall()
 
 
-def expected_definitions() -> list[tuple[str, str, str | None]]:
-    """What `definitions` is for a log that nobody has tampered with."""
+def expected_definitions(version: int = VERSION) -> list[tuple[str, str, str | None]]:
+    """What `definitions` is for a log of `version` that nobody has tampered with."""
     connection = sqlite3.connect(":memory:", isolation_level=None)
     try:
-        for statement in _statements():
+        for statement in _statements(version):
             connection.execute(statement)
         return definitions(connection)
     finally:
         connection.close()
 
 
-def _statements() -> list[str]:
+def _statements(version: int) -> list[str]:
+    """What makes the tables of `version` in an empty database."""
+    scripts = [_TABLES, *(_STEPS[later] for later in range(2, version + 1))]
+    return [statement for script in scripts for statement in _split(script)]
+
+
+def _split(script: str) -> list[str]:
     """The script's statements: each ends its line, and nothing inside a trigger does."""
-    return [statement.strip() for statement in _TABLES.split(";\n") if statement.strip()]
+    return [statement.strip() for statement in script.split(";\n") if statement.strip()]
 
 
 def _lenient(raw: bytes) -> str:

@@ -13,12 +13,13 @@ from orpheusd.runlog.chain import Head, follow
 from orpheusd.runlog.mark import Mark
 from orpheusd.runlog.pens import ROW_ERRORS, CarefulPen, FastPen, Pen, has_ended
 from orpheusd.runlog.place import wal_of
-from orpheusd.runlog.schema import RING, connect_reader, connect_writer
+from orpheusd.runlog.schema import COLUMNS, RING, connect_reader, connect_writer
 
 #: Pages a commit touches besides its rows: indexes, chain. With it the size of the WAL is estimated.
 PAGES_PER_COMMIT = 6
 PAGES_PER_ROW = 2
 PAGE_BYTES = 4096
+_DETACHED = COLUMNS.index("detached")
 
 
 class ForeignWriter(Exception):
@@ -26,10 +27,15 @@ class ForeignWriter(Exception):
 
 
 class Written(NamedTuple):
-    """What a commit did. `ended`: runs whose end is in the log now, repeats included; `detached`: those queued."""
+    """What a commit did. `ended`: runs whose end is in the log now, repeats included.
+
+    `detached` are the runs queued there since whose callers may wait for that (detached ones, and those with a key),
+    `started` the detached ones that have started there.
+    """
 
     ended: list[str]
     detached: list[str]
+    started: list[str]
     refusals: list[str]
 
 
@@ -145,6 +151,7 @@ class Store:
         next_seq, added_rows, added_total = self.head.next_seq, 0, 0
         ended: list[str] = []
         detached: list[str] = []
+        started: list[str] = []
         for run_id, story in batch.stories.items():
             before = known.get(run_id)
             if story.ended and before is not None and has_ended(before):
@@ -165,14 +172,16 @@ class Store:
             else:
                 next_seq += 1
                 added_rows += 1
-            if story.queued is not None and story.queued.detached:
+            if story.queued is not None and story.queued.whole:
                 detached.append(run_id)
+            if story.started is not None and row[_DETACHED]:
+                started.append(run_id)
             if story.ended:
                 ended.append(run_id)
         pen.finish()
         self._commit(added_rows, added_total, next_seq)
         self.wal_pages += PAGES_PER_COMMIT + PAGES_PER_ROW * len(batch.stories) + batch.size_bytes // PAGE_BYTES
-        return Written(ended, detached, refusals)
+        return Written(ended, detached, started, refusals)
 
     def _commit(self, added_rows: int, added_total: int, next_seq: int) -> None:
         head = follow(self.head, added_rows, added_total, next_seq)

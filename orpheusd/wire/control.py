@@ -1,8 +1,9 @@
 """The control protocol: JSON-RPC 2.0, one object a line, many requests in flight on one connection.
 
 An error carries `data.code`, a code of `orpheusd.errors`. A stream is a request whose answer is preceded by
-notifications named `<method>.event` that carry the request's id. This file makes and reads the objects; it
-owns no socket and no codec.
+notifications named `<method>.event` that carry the request's id. A client that speaks for many, as a front door does,
+says with the notification `gone` that whoever asked a request has left; its answer may still come. This file makes and
+reads the objects; it owns no socket and no codec.
 """
 
 from typing import Any, NamedTuple
@@ -11,6 +12,9 @@ from orpheusd.errors import CODES, OrpheusError
 
 #: One request or answer; inputs and results are capped at 8 MiB, bundles come in pieces.
 FRAME_LIMIT_BYTES = 16 * 1024 * 1024
+
+#: The client's one notification: `{"id": …}` of a request whose caller has left.
+GONE = "gone"
 
 PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
@@ -54,6 +58,10 @@ def read_request(value: object) -> Request:
 
 def request(id: str | int, method: str, params: dict[str, Any]) -> dict[str, Any]:
     return {"jsonrpc": "2.0", "id": id, "method": method, "params": params}
+
+
+def gone(id: str | int) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "method": GONE, "params": {"id": id}}
 
 
 def answer(id: str | int | None, result: Any) -> dict[str, Any]:

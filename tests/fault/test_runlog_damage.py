@@ -88,7 +88,7 @@ def outcome(folder: Path) -> str:
             assert len(runs) == RUNS + 2 and not any(detail.damaged for detail in runs.values())
             for number in range(RUNS):
                 assert runs[f"r-{number}"].result == b"%d" % number * 400
-            assert [run.run_id for run in log.log.unfinished()] == ["r-waiting", "r-going"]
+            assert [left.run.run_id for left in log.log.unfinished()] == ["r-waiting", "r-going"]
             return "sound"
         assert log.queries.find(RunQuery()) == [] and log.log.unfinished() == []
         kept = folder / health["damage"]["kept_as"]

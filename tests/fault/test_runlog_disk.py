@@ -116,7 +116,7 @@ def test_closing_on_a_full_disk_says_what_was_lost(small_disk: Path) -> None:
     filler.unlink()
     with Log(small_disk, SMALL) as log:
         assert log.log.health()["damage"] is None
-        assert [run.run_id for run in log.log.unfinished()] == ["r-1"]
+        assert [left.run.run_id for left in log.log.unfinished()] == ["r-1"]
 
 
 @pytest.mark.root

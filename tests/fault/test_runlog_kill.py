@@ -64,7 +64,7 @@ def test_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
     assert len(set(acknowledged)) == len(acknowledged)
     with Log(tmp_path) as log:
         assert log.log.health()["damage"] is None and log.log.health()["checked"] == "whole"
-        assert {run.run_id for run in log.log.unfinished()}.isdisjoint(acknowledged)
+        assert {left.run.run_id for left in log.log.unfinished()}.isdisjoint(acknowledged)
         assert log.log.health()["rows"] == len(runs)
 
 

@@ -219,10 +219,13 @@ def test_query_parameters_have_their_kinds(door: DoorProcess, http: httpx.Client
     http.get("/v1/agents/a/sessions?limit=5")
     http.get("/v1/agents/a/sessions?limit=five&x=1")
     assert asked(door) == [{"agent": "a", "limit": 5}, {"agent": "a", "limit": "five", "x": "1"}]
+    door.peer.on("run.list", {"runs": []})
+    http.get("/v1/execlog?since=1790000000.5&until=2026-01-31T12:00:00Z")
+    assert asked(door)[2:] == [{"since": 1790000000.5, "until": "2026-01-31T12:00:00Z"}]
     for query in ("limit=1&limit=2", "agent=b", "x=%ff", "&".join(f"a{n}=1" for n in range(50))):
         assert http.get(f"/v1/agents/a/sessions?{query}").status_code == 400, query
     assert http.post(RUN + "?timeout_s=1", json={"input": 1}).status_code == 400
-    assert len(asked(door)) == 2
+    assert len(asked(door)) == 3
 
 
 def test_health_metrics_and_head(door: DoorProcess, http: httpx.Client) -> None:

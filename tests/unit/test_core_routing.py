@@ -253,6 +253,17 @@ def test_a_full_session_queue_refuses_that_session_only() -> None:
     assert world.waits(world.request("t"))
 
 
+def test_what_an_earlier_daemon_accepted_is_refused_by_no_limit() -> None:
+    world = CoreWorld()
+    world.deploy(max_workers=1, queue_size=2, session_queue_size=2)
+    world.request()
+    overlaps = ("allow", "queue", "reject", "allow")
+    for number, overlap in enumerate(overlaps):
+        world.tell(ev.RunRequested(f"again-{number}", "a", "s", None, overlap, readmitted=True))
+        assert world.waits(f"again-{number}")
+    assert world.outcome(world.request("t")) == ("rejected", "overloaded")
+
+
 # require: warm
 
 

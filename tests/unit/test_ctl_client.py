@@ -117,7 +117,7 @@ def test_the_wait_after_a_cancel_is_bounded(
         tell(daemon, control.event(request_id, "run", {"event": "accepted" if accepted else "log",
                                                        "data": {"request_id": "r-1"}}))
         with pytest.raises(OrpheusError, match="has not confirmed") as caught:
-            run._Waiting(asking, request_id, interrupts, run._Quiet(output), output).until_answered()
+            run._Waiting(asking, request_id, interrupts, run.Quiet(output), output).until_answered()
     assert caught.value.outcome.exit_code == 130
     if accepted:
         assert json.loads(daemon.recv(1000)) == control.request(2, "run.cancel", {"run_id": "r-1"})

@@ -34,7 +34,7 @@ def test_a_row_is_whole(command: Command) -> None:
 
 def test_every_parameter_can_be_said() -> None:
     """But for those that the command itself fills, and those of the other door."""
-    filled = {"deploy": {"upload_id", "env", "stream"}, "run": {"input", "session_headers"}}
+    filled = {"deploy": {"upload_id", "env", "stream"}, "run": {"input", "session_headers"}, "attach": {"wait"}}
     for command in COMMANDS:
         if command.operation:
             said = {argument.param for argument in command.arguments} | filled.get(command.words, set())

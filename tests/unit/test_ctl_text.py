@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,6 +34,18 @@ def test_no_control_character_survives_one_line(text: str) -> None:
 ])
 def test_what_is_escaped_and_what_is_left(text: str, safe: str) -> None:
     assert escape.one_line(text) == safe
+
+
+@pytest.mark.parametrize(("text", "ago_s"), [("90s", 90), ("15m", 900), ("1h", 3600), ("1.5h", 5400), ("7d", 604800)])
+def test_an_age_is_a_moment_before_now(text: str, ago_s: float) -> None:
+    moment = units.moment(text)
+    assert isinstance(moment, float) and abs(time.time() - ago_s - moment) < 5
+
+
+@pytest.mark.parametrize(("text", "moment"), [
+    ("1790000000", 1_790_000_000.0), ("2026-01-31T12:00:00Z", "2026-01-31T12:00:00Z"), ("h", "h"), ("", "")])
+def test_other_moments_are_left_as_they_are(text: str, moment: object) -> None:
+    assert units.moment(text) == moment
 
 
 def test_lines_keep_their_ends_and_nothing_else() -> None:

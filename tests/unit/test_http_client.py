@@ -13,7 +13,7 @@ import uvloop
 from orpheusd.doors.http.client import ControlClient
 from orpheusd.doors.http.streams import Room
 from orpheusd.errors import OrpheusError
-from orpheusd.wire.control import answer, event, refusal
+from orpheusd.wire.control import answer, event, gone, refusal
 
 TIMEOUT_S = 5.0
 
@@ -94,6 +94,7 @@ def test_an_answer_nobody_waits_for_any_more_is_dropped() -> None:
             first = await pair.request()
             abandoned.cancel()
             await asyncio.gather(abandoned, return_exceptions=True)
+            assert await pair.request() == gone(first["id"])
             call = asyncio.create_task(pair.client.call("health", {}))
             second = await pair.request()
             pair.say(answer(first["id"], 1), answer(9_999, 2), event(first["id"], "run", {"event": "log", "data": 1}),

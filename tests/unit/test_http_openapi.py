@@ -40,11 +40,11 @@ def test_every_parameter_has_one_place(operation: Operation) -> None:
 def test_run_takes_headers_and_a_body() -> None:
     entry = described(BY_NAME["run"])
     headers = {one["name"].lower() for one in entry["parameters"] if one["in"] == "header"}
-    assert headers == {name.decode() for name in PARAM_HEADERS}
+    assert headers == {name.decode() for name in (*PARAM_HEADERS, b"prefer", b"x-orpheus-cancel-on-disconnect")}
     body = entry["requestBody"]["content"]["application/json"]["schema"]
     assert body["required"] == ["input"]
     assert set(body["properties"]) == {
-        "input", "session_id", "affinity", "overlap", "require", "timeout_s"}
+        "input", "session_id", "affinity", "overlap", "require", "timeout_s", "idempotency_key"}
     statuses = {code: outcome.http_status for code, outcome in CODES.items()}
     assert {str(status) for status in statuses.values()} <= set(entry["responses"])
 

@@ -67,3 +67,15 @@ def test_bad_session_ids_are_refused(id: str) -> None:
 @pytest.mark.parametrize("id", ["a", "0", "a" * 128, "user-123", "A.b_c:d@e-f", "u@example.org"])
 def test_good_session_ids_are_accepted(id: str) -> None:
     assert check_params(RUN, {"agent": "a", "input": 1, "session_id": id})["session_id"] == id
+
+
+@pytest.mark.parametrize("moment", [0, 1.5, 1_790_000_000, "2026-01-31T12:00:00Z", "2026-01-31t12:00:00.25+02:00"])
+def test_a_moment_is_a_time_or_a_number(moment: object) -> None:
+    assert check_params(BY_NAME["run.list"], {"since": moment})["since"] == moment
+
+
+@pytest.mark.parametrize("moment", [
+    -1, True, 1e300, float("nan"), "1h", "now", "", "2026-01-31", "2026-01-31T12:00:00", "2026-01-31T12:00:00Z\n"])
+def test_anything_else_is_no_moment(moment: object) -> None:
+    with pytest.raises(OrpheusError, match="`until` must be a moment: RFC 3339"):
+        check_params(BY_NAME["run.list"], {"until": moment})

@@ -1,7 +1,9 @@
 """The recorder: the story of a run goes into a real run log and comes back as callers see it."""
 
 import asyncio
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from orpheusd.core.restart import Slot
 from orpheusd.core.worker import Template, Worker
 from orpheusd.errors import OrpheusError
 from orpheusd.outcome import Outcome
-from orpheusd.recorder import Recorder
+from orpheusd.recorder import Key, Recorder, described
 from orpheusd.runlog.queries import RunQuery
+from orpheusd.runlog.rows import RunDetail
 from orpheusd.runlog.settings import Settings
 from orpheusd.wire.worker import Message
 from tests.eventually import eventually
@@ -51,8 +54,14 @@ def outcome(run_id: str, **changes: Any) -> Outcome:
 def show(book: Recorder, run_id: str) -> dict[str, Any]:
     """What is written of a run, as a caller gets it."""
     eventually(lambda: not book.health()["pending_changes"], what="everything to be written")
-    shown: dict[str, Any] = orjson.loads(orjson.dumps(asyncio.run(book.show(run_id))))
+    shown: dict[str, Any] = orjson.loads(orjson.dumps(described(detail(book, run_id))))
     return shown
+
+
+def detail(book: Recorder, run_id: str) -> RunDetail:
+    found = asyncio.run(book.detail(run_id))
+    assert found is not None
+    return found
 
 
 def test_a_whole_run_comes_back(tmp_path: Path) -> None:
@@ -132,9 +141,7 @@ def test_runs_are_found_newest_first(tmp_path: Path) -> None:
 
 def test_a_run_that_is_not_there_is_not_found(tmp_path: Path) -> None:
     with recorder(tmp_path) as book:
-        with pytest.raises(OrpheusError, match="has no run r-9") as raised:
-            asyncio.run(book.show("r-9"))
-    assert raised.value.code == "not-found"
+        assert asyncio.run(book.detail("r-9")) is None
 
 
 def test_what_cannot_be_recorded_is_not_accepted(tmp_path: Path) -> None:
@@ -219,3 +226,91 @@ def test_a_damaged_log_is_put_aside_and_said(tmp_path: Path, caplog: pytest.LogC
         accept(book, "r-2")
         book.ended(outcome("r-2"))
         assert show(book, "r-2")["state"] == "completed"
+
+
+class Listening:
+    """What the recorder tells a loop, and in which thread."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, list[str]]] = []
+        self.threads: set[str] = set()
+
+    def committed(self, run_ids: list[str]) -> None:
+        self._tell("committed", run_ids)
+
+    def queued_written(self, run_ids: list[str]) -> None:
+        self._tell("queued", run_ids)
+
+    def started_written(self, run_ids: list[str]) -> None:
+        self._tell("started", run_ids)
+
+    def log_failed(self) -> None:
+        self._tell("failed", [])
+
+    def _tell(self, what: str, run_ids: list[str]) -> None:
+        self.told.append((what, run_ids))
+        self.threads.add(threading.current_thread().name)
+
+
+def test_the_loop_is_told_what_the_disk_has(tmp_path: Path) -> None:
+    async def scene(book: Recorder) -> Listening:
+        listening = Listening()
+        book.listen(asyncio.get_running_loop(), listening)
+        book.accepted("r-plain", "a", None, "ctl", "", b"1")
+        book.accepted("r-detached", "a", None, "ctl", "", b"1", "{}")
+        book.accepted("r-keyed", "a", None, "ctl", "", b"1", None, Key("k", "f"))
+        await until(lambda: len(listening.told) == 1)
+        book.started(Dispatch("w-b-2", "r-plain", None, None, 0, 1.0), WORKER)
+        book.started(Dispatch("w-b-2", "r-detached", None, None, 0, 1.0), WORKER, True)
+        await until(lambda: len(listening.told) == 2)
+        book.ended(outcome("r-plain"))
+        await until(lambda: len(listening.told) == 3)
+        return listening
+
+    async def until(holds: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not holds():
+                await asyncio.sleep(0.005)
+
+    with recorder(tmp_path) as book:
+        listening = asyncio.run(scene(book))
+        book.ended(outcome("r-detached"))  # its loop is gone
+        show(book, "r-detached")
+    assert listening.told == [
+        ("queued", ["r-detached", "r-keyed"]), ("started", ["r-detached"]), ("committed", ["r-plain"])]
+    assert listening.threads == {threading.main_thread().name}
+
+
+def test_detached_runs_that_never_started_are_left_to_be_queued_again(tmp_path: Path) -> None:
+    with recorder(tmp_path) as book:
+        for run_id in ("queued", "started"):
+            book.accepted(run_id, "a", "s", "ctl", "", b'{"q":1}', '{"timeout_s":3}', Key("k", "f"))
+        start(book, "started")
+    with recorder(tmp_path) as book:
+        left = book.accepted_before
+        assert [(one.run.run_id, one.options, one.idempotency_key) for one in left] == [
+            ("queued", '{"timeout_s":3}', "k")]
+        assert book.inputs(["queued", "nobody"]) == {"queued": b'{"q":1}'}
+        assert [run.run for run in book.take_unfinished("a", 300.0)] == ["started"]
+        assert book.found_whole("started") and not book.found_whole("nobody")
+        book.give_up_unfinished(())
+        assert {run_id: show(book, run_id)["state"] for run_id in ("queued", "started")} == {
+            "queued": "queued", "started": "crashed"}
+
+
+def test_a_key_leads_to_the_run_that_was_executed_under_it(tmp_path: Path) -> None:
+    def asked(name: str, agent: str = "a", since: float = 0.0) -> str | None:
+        found = asyncio.run(book.asked(agent, name, since))
+        return found.run.run_id if found is not None else None
+
+    with recorder(tmp_path) as book:
+        for run_id, name in (("r-never", "k-1"), ("r-first", "k-2"), ("r-later", "k-2")):
+            book.accepted(run_id, "a", None, "ctl", "", b"1", None, Key(name, "f"))
+            if run_id != "r-never":
+                start(book, run_id)
+            book.ended(outcome(run_id))
+        show(book, "r-later")
+        assert asked("k-1") is None, "a run that was never executed does not bind its key"
+        assert asked("k-2") == "r-later"
+        assert asked("k-2", agent="b") is None and asked("k-3") is None
+        assert asked("k-2", since=time.time() + 60) is None

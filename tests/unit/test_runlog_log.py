@@ -220,7 +220,7 @@ def test_a_detached_run_is_kept_whole_and_confirmed(tmp_path: Path) -> None:
         assert log.log.queued(queued("r-1", input=big, detached=True, options='{"timeout_s": 3}'))
         log.written()
         assert log.detached == ["r-1"] and log.acknowledged == []
-        log.log.ended(ended("r-1", result=big, detached=True))
+        log.log.ended(ended("r-1", result=big, whole=True))
         log.settle(1)
         detail = log.show("r-1")
     assert (detail.input, detail.result, detail.options) == (big, big, '{"timeout_s": 3}')
@@ -253,19 +253,20 @@ def test_closing_writes_what_is_pending(tmp_path: Path) -> None:
 def test_unfinished_runs_are_handed_to_the_next_daemon(tmp_path: Path) -> None:
     with Log(tmp_path) as log:
         whole_run(log.log, "r-done")
-        assert log.log.queued(queued("r-waiting", detached=True))
+        assert log.log.queued(queued("r-waiting", detached=True, options='{"timeout_s":3}'))
         assert log.log.queued(queued("r-going"))
         log.log.started(started("r-going"))
         log.written()
     with Log(tmp_path) as log:
-        assert [(run.run_id, run.state, run.detached) for run in log.log.unfinished()] == [
-            ("r-waiting", "queued", True), ("r-going", "started", False)]
+        assert [(left.run.run_id, left.run.state, left.run.detached, left.options, left.input)
+                for left in log.log.unfinished()] == [
+            ("r-waiting", "queued", True, '{"timeout_s":3}', None), ("r-going", "started", False, None, None)]
         log.log.ended(ended("r-going", state="crashed", code="worker-crashed", result=None))
         log.settle(1)
         assert log.show("r-going").run.state == "crashed"
         assert not log.show("r-going").damaged
     with Log(tmp_path) as log:
-        assert [run.run_id for run in log.log.unfinished()] == ["r-waiting"]
+        assert [left.run.run_id for left in log.log.unfinished()] == ["r-waiting"]
 
 
 def test_files_are_private_and_stay_so(tmp_path: Path) -> None:
@@ -301,3 +302,45 @@ def test_settings_are_checked() -> None:
         Settings(durability="maybe")
     with pytest.raises(ValueError, match="batch_rows"):
         Settings(batch_rows=0)
+
+
+def test_what_started_of_detached_runs_is_confirmed_after_the_commit(tmp_path: Path) -> None:
+    with Log(tmp_path) as log:
+        for run_id, detached in (("r-waited-for", False), ("r-1", True), ("r-2", True)):
+            assert log.log.queued(queued(run_id, detached=detached))
+        log.written()
+        assert log.started == []
+        log.log.started(started("r-waited-for"))
+        log.log.started(started("r-1"))
+        log.written()
+        assert log.detached == ["r-1", "r-2"] and log.started == ["r-1"]
+        assert log.show("r-1").run.state == "started"
+        log.log.started(started("r-1", worker_id="w-2"))  # the first died without having read it
+        log.written()
+        assert log.started == ["r-1", "r-1"]
+
+
+def test_a_key_keeps_payloads_whole_and_is_there_from_the_first_row(tmp_path: Path) -> None:
+    big = b"x" * 2_000_000
+    with Log(tmp_path, Settings(capture=False, input_limit_bytes=10, result_limit_bytes=10)) as log:
+        assert log.log.queued(queued("r-1", input=big, idempotency_key="k-1", fingerprint="f" * 64))
+        log.written()
+        waiting = log.show("r-1")
+        log.log.started(started("r-1"))
+        log.log.ended(ended("r-1", result=big, whole=True))
+        log.settle(1)
+        detail = log.show("r-1")
+    assert (waiting.idempotency_key, waiting.fingerprint) == (detail.idempotency_key, detail.fingerprint)
+    assert (detail.idempotency_key, detail.fingerprint) == ("k-1", "f" * 64)
+    assert (detail.input, detail.result, detail.damaged) == (big, big, False)
+
+
+def test_a_black_box_is_kept_and_bounded(tmp_path: Path) -> None:
+    with Log(tmp_path) as log:
+        for run_id, black_box in (("r-1", '{"lines":["a"]}'), ("r-2", "x" * 300_000)):
+            assert log.log.queued(queued(run_id))
+            log.log.ended(ended(run_id, state="crashed", black_box=black_box))
+        log.settle(2)
+        kept = [log.show(run_id) for run_id in ("r-1", "r-2")]
+    assert [detail.black_box for detail in kept] == ['{"lines":["a"]}', '{"dropped_chars":300000}']
+    assert not any(detail.damaged for detail in kept)

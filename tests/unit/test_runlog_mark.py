@@ -128,8 +128,10 @@ VALUES = st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1), st.text(st.chara
 
 @given(st.lists(VALUES, min_size=4, max_size=4), st.binary(), st.integers(0, 3))
 def test_a_checksum_sees_each_value(values: list[object], payload: bytes, place: int) -> None:
-    row = [*values, payload, b"result"]
-    changed = [*values[:place], f"{values[place]}!", *values[place + 1 :], payload, b"result"]
+    row = [*values, payload, b"result", "key", None, None]
+    changed = [*values[:place], f"{values[place]}!", *values[place + 1 :], *row[4:]]
     assert checksum(row) != checksum(changed)
-    assert checksum(row) != checksum([*values, payload + b"\x01", b"result"])
+    assert checksum(row) != checksum([*values, payload + b"\x01", b"result", "key", None, None])
+    assert len({checksum([*row[:6], *added]) for added in [
+        ("key", None, None), (None, "key", None), (None, None, "key"), (None, None, None)]}) == 4
     assert checksum(row) == checksum(tuple(row))

@@ -15,7 +15,7 @@ import orjson
 
 from orpheusd.doors.http.streams import Event, Room, Stream
 from orpheusd.errors import OrpheusError
-from orpheusd.wire.control import FRAME_LIMIT_BYTES, read_error, request
+from orpheusd.wire.control import FRAME_LIMIT_BYTES, gone, read_error, request
 from orpheusd.wire.frames import FrameTooLong, LineBuffer
 
 #: Frames are handed out in slices of this size, and the loop turns between two, so that whoever reads a stream can
@@ -35,7 +35,8 @@ class ControlClient(asyncio.Protocol):
     """One connection to the daemon.
 
     Invariant: every call and stream in `_waiting` ends with its answer or with the connection, and leaves no entry
-    behind; an answer that nobody waits for any more is dropped. `on_lost` is called once, after all of them ended.
+    behind. An answer that nobody waits for any more is dropped, and the daemon is told so. `on_lost` is called
+    once, after all of them ended.
     """
 
     def __init__(self, room: Room, on_lost: Callable[[], None]) -> None:
@@ -52,13 +53,14 @@ class ControlClient(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
 
     async def call(self, method: str, params: dict[str, Any]) -> bytes:
-        """The result, as JSON text. Raises OrpheusError."""
+        """The result, as JSON text. Raises OrpheusError. Cancelled, it tells the daemon that the caller has left."""
         future: asyncio.Future[bytes] = self._loop.create_future()
         id = self._send(method, params, future)
         try:
             return await future
         finally:
-            self._waiting.pop(id, None)
+            if self._waiting.pop(id, None) is not None:
+                self._write_soon(_frame(gone(id)))
 
     def stream(self, method: str, params: dict[str, Any]) -> Stream:
         """The events and the answer of one request. Raises OrpheusError when it cannot be sent."""
@@ -66,6 +68,11 @@ class ControlClient(asyncio.Protocol):
         id = self._send(method, params, stream)
         stream.on_end = lambda: self._forget(id)
         return stream
+
+    def leave(self, stream: Stream) -> None:
+        """Tell the daemon that the reader of `stream` has left before its answer."""
+        for id in [id for id, waiting in self._waiting.items() if waiting is stream]:
+            self._write_soon(_frame(gone(id)))
 
     async def catch_up(self, timeout_s: float) -> None:
         """Returns when all that the daemon has said until now was heard, or after `timeout_s`."""
@@ -110,17 +117,20 @@ class ControlClient(asyncio.Protocol):
         if transport.get_write_buffer_size() + self._unsent_bytes > UNREAD_LIMIT_BYTES:
             raise OrpheusError("overloaded", "the daemon does not keep up with its requests; try again later")
         self._last_id = id = self._last_id + 1
-        frame = orjson.dumps(request(id, method, params), option=orjson.OPT_APPEND_NEWLINE)
+        frame = _frame(request(id, method, params))
         if len(frame) > FRAME_LIMIT_BYTES:
             # Small JSON can be long when written out: 1e15 becomes 1000000000000000.0.
             raise OrpheusError("too-large", f"the input is longer than {FRAME_LIMIT_BYTES} bytes when written out")
         self._waiting[id] = waiting
+        self._write_soon(frame)
+        return id
+
+    def _write_soon(self, frame: bytes) -> None:
         # What this turn of the loop asks goes out together: each write of its own would wake the daemon once more.
         if not self._unsent:
             self._loop.call_soon(self._write_unsent)
         self._unsent.append(frame)
         self._unsent_bytes += len(frame)
-        return id
 
     def _write_unsent(self) -> None:
         frames, self._unsent = self._unsent, []
@@ -187,6 +197,10 @@ class ControlClient(asyncio.Protocol):
 
     def _forget(self, id: int) -> None:
         self._waiting.pop(id, None)
+
+
+def _frame(value: dict[str, Any]) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _unreachable(why: str) -> OrpheusError:

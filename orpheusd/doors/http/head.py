@@ -21,7 +21,8 @@ _FOREIGN_FETCH = (b"cross-site", b"same-site")
 #: Headers this door acts on: said twice with two meanings, the request is refused.
 _SAID_ONCE = frozenset((
     b"host", b"origin", b"sec-fetch-site", b"content-type", b"content-length", b"transfer-encoding",
-    b"x-session-id", b"x-session-affinity", b"x-session-overlap", b"x-session-require", b"mcp-session-id"))
+    b"x-session-id", b"x-session-affinity", b"x-session-overlap", b"x-session-require", b"mcp-session-id",
+    b"idempotency-key", b"x-orpheus-cancel-on-disconnect"))
 
 #: The place of the `Head` in an ASGI scope.
 HEAD = "orpheus.head"

@@ -6,8 +6,8 @@ It knows nothing of how they are served.
 from typing import Any
 
 from orpheusd import __version__
-from orpheusd.doors.http.run import PARAM_HEADERS
-from orpheusd.doors.http.schemas import CONTEXTS, ERROR, RESULTS
+from orpheusd.doors.http.run import CANCEL_ON_DISCONNECT, PARAM_HEADERS
+from orpheusd.doors.http.schemas import ACCEPTED, CONTEXTS, ERROR, RESULTS
 from orpheusd.errors import CODES
 from orpheusd.operations import KINDS, OPERATIONS, Access, Operation, Param
 
@@ -21,7 +21,13 @@ _HTTP_STATUSES = (400, 403, 405, 431, 505)
 _BODY_STATUSES = (408, 413, 415)
 
 #: Parameters of a run that other headers say.
-_ELSEWHERE = ("stream", "session_headers")
+_ELSEWHERE = ("stream", "session_headers", "detach", "cancel_on_disconnect")
+_HEADERS = [
+    {"name": "Prefer", "in": "header", "required": False, "schema": {"type": "string"},
+     "description": "`respond-async`: answer as soon as the run is accepted for good (202)"},
+    {"name": CANCEL_ON_DISCONNECT.decode().title(), "in": "header", "required": False,
+     "schema": {"enum": ["true", "false"]}, "description": "`true`: cancel the run when its client disconnects"},
+]
 
 _REFUSAL = {"description": "refused or failed; `code` says why",
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
@@ -63,6 +69,7 @@ def _operation(operation: Operation, path: str) -> dict[str, Any]:
         headers = {name: header.decode().title() for header, name in PARAM_HEADERS.items()}
         described["parameters"] += [
             _parameter(param, "header", headers[param.name]) for param in others if param.name in headers]
+        described["parameters"] += _HEADERS
         described["requestBody"] = _body([param for param in others if param.name not in _ELSEWHERE])
     else:
         described["parameters"] += [_parameter(param, "query", param.name) for param in others]
@@ -97,16 +104,29 @@ def _responses(operation: Operation) -> dict[str, Any]:
     responses: dict[str, Any] = {}
     if operation.access is not Access.ADMIN:
         responses["200"] = _success(operation)
+    if operation.name == "run":
+        responses["202"] = _accepted()
     codes = set(_ALWAYS_CODES)
     if operation.params:
         codes.add("not-found")
-    if operation.name == "run":
+    if operation.name in ("run", "run.retry"):
         codes.update(_RUN_CODES)
     statuses = {CODES[code].http_status for code in codes} | set(_HTTP_STATUSES)
     if operation.http is not None and operation.http[0] == "POST":
         statuses |= set(_BODY_STATUSES)
     responses.update({str(status): _REFUSAL for status in sorted(statuses)})
     return responses
+
+
+def _accepted() -> dict[str, Any]:
+    return {
+        "description": "accepted for good, with `Prefer: respond-async`",
+        "content": {"application/json": {"schema": ACCEPTED}},
+        "headers": {
+            "Location": {"description": "where the run can be asked for", "schema": {"type": "string"}},
+            "Preference-Applied": {"description": "what was done", "schema": {"const": "respond-async"}},
+        },
+    }
 
 
 def _success(operation: Operation) -> dict[str, Any]:

@@ -23,8 +23,9 @@ _LENGTH = re.compile(rb"\d{1,9}")
 
 #: What changes how a message is framed, or what comes after it, is h11's.
 _OTHERWISE = frozenset((b"transfer-encoding", b"upgrade", b"expect", b"trailer", b"te"))
-#: A stream must notice that its client leaves; here nobody listens before the answer is sent.
+#: These must notice that their client leaves; here nobody listens before the answer is sent.
 _STREAM = b"text/event-stream"
+_WATCHED = b"x-orpheus-cancel-on-disconnect"
 
 #: A longer body is not worth a copy to go out in one write with its head.
 JOIN_BYTES = 64 * 1024
@@ -127,7 +128,7 @@ def _headers(lines: list[bytes]) -> tuple[Headers, int] | None:
         elif name == b"host":
             hosts += 1
         elif name in _OTHERWISE or (name == b"connection" and value.lower() != b"keep-alive") \
-                or (name == b"accept" and _STREAM in value):
+                or (name == b"accept" and _STREAM in value) or name == _WATCHED:
             return None
         headers.append((name, value))
     return (headers, length) if length is not None and hosts == 1 else None

@@ -5,6 +5,7 @@ collected; the daemon checks them, so that both doors refuse the same things in 
 """
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl
@@ -30,6 +31,8 @@ QUERY_FIELDS = 20
 
 #: How a parameter is called in `orpheusctl --help`.
 _METAVARS = {"agent": "NAME", "session": "ID", "run": "RUN", "upload": "PATH"}
+
+_DECIMAL = re.compile(r"\d{1,15}(\.\d{1,9})?", re.ASCII)
 
 _PROMETHEUS = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -99,12 +102,19 @@ class _Call:
             body = await self._bodies.read(scope, receive)
             if body not in (b"", b"{}"):
                 raise OrpheusError("invalid-request", f"{self._operation.name} takes no body")
+        deadline_s = self._deadline_s(params)
         try:
-            async with asyncio.timeout(self._limits.read_deadline_s):
+            async with asyncio.timeout(deadline_s):
                 return await self._client.call(self._operation.name, params)
         except TimeoutError:
-            raise OrpheusError(
-                "unreachable", f"the daemon did not answer within {self._limits.read_deadline_s:g} s") from None
+            raise OrpheusError("unreachable", f"the daemon did not answer within {deadline_s:g} s") from None
+
+    def _deadline_s(self, params: dict[str, Any]) -> float | None:
+        """None for a run, whose deadline the daemon keeps."""
+        if self._operation.name == "run.retry":
+            return None
+        wait_s = params.get("wait", 0)
+        return self._limits.read_deadline_s + (wait_s if isinstance(wait_s, float) else 0)
 
 
 class _Metrics(_Call):
@@ -161,4 +171,6 @@ def _typed(kind: str, text: str) -> Any:
         return int(text)
     if kind == "boolean" and text in ("true", "false"):
         return text == "true"
+    if kind in ("moment", "seconds", "wait") and _DECIMAL.fullmatch(text):
+        return float(text)
     return text

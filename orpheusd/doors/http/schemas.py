@@ -57,15 +57,21 @@ _LOGGED = record(
     result_bytes=COUNT, result_truncated=BOOLEAN, error_type=optional(STRING), error_message=optional(STRING),
     exit_cause=optional(STRING))
 
+_RUN = record(
+    request_id=STRING, result=ANY, duration_ms=NUMBER, worker_id=STRING,
+    session=optional(record(id=SESSION_ID, context={"enum": CONTEXTS}, turn=COUNT)))
+#: What a run is answered with that is not waited for.
+ACCEPTED = record(request_id=STRING, state={"const": "queued"}, agent=AGENT_NAME, session_id=optional(SESSION_ID))
+
 #: By the name of the operation. `metrics` is text and has none.
 RESULTS: dict[str, Schema] = {
-    "run": record(
-        request_id=STRING, result=ANY, duration_ms=NUMBER, worker_id=STRING,
-        session=optional(record(id=SESSION_ID, context={"enum": CONTEXTS}, turn=COUNT))),
+    "run": _RUN,
+    "run.retry": _RUN,
     "run.cancel": record(run_id=STRING, cancelled=BOOLEAN),
     "run.list": record(runs=array(_LOGGED)),
     "run.show": {"allOf": [_LOGGED, record(
-        traceback=optional(STRING), damaged=BOOLEAN, input=ANY, result=ANY)]},
+        traceback=optional(STRING), damaged=BOOLEAN, idempotency_key=optional(STRING), black_box=ANY, input=ANY,
+        result=ANY)]},
     "run.why": record(
         run_id=STRING, state=STRING, worker_id=optional(STRING), session_id=optional(STRING),
         context=optional(STRING), affinity=STRING, overlap=STRING, waited_ms=NUMBER, open_workers=COUNT,
