@@ -203,6 +203,7 @@ def test_uploads_that_are_no_bundles_are_refused(daemon: Daemon, tmp_path: Path)
 
 
 def test_frames_that_are_no_requests_are_refused(daemon: Daemon) -> None:
+    # fault 71
     with daemon.connect() as control:
         for frame in (b"nonsense", b"[]", b'{"jsonrpc":"2.0","id":1}', b'{"jsonrpc":"2.0","id":2,"method":"no.such"}',
                       b'{"jsonrpc":"2.0","id":3,"method":"run","params":[]}'):

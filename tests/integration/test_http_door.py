@@ -145,6 +145,7 @@ def test_a_body_that_is_not_json_is_refused(door: DoorProcess, http: httpx.Clien
 
 
 def test_two_session_headers_that_differ_are_refused(door: DoorProcess) -> None:
+    # fault 70
     two = door.exchange(post(b'{"input":1}', b"X-Session-ID: a", b"X-Session-ID: b"))
     assert two.startswith(b"HTTP/1.1 400 ") and b"x-session-id" in two
     assert asked(door) == []
@@ -267,6 +268,7 @@ def test_many_requests_are_in_flight_and_each_gets_its_own_answer(door: DoorProc
 
 
 def test_pipelined_requests_are_answered_in_order(door: DoorProcess) -> None:
+    # fault 70
     with door.connect(1.0) as client:
         client.sendall(b"".join(post(b'{"input":%d}' % n) for n in range(5)))
         received = until_quiet(client)

@@ -139,6 +139,7 @@ def test_a_fast_run_overflows_no_fast_reader(door: DoorProcess) -> None:
 
 
 def test_a_slow_reader_loses_its_stream_and_nothing_else(tmp_path: Path) -> None:
+    # fault 61
     with DoorProcess(tmp_path / "log", send_deadline_s=1.0) as door:
         door.peer.scripts["run"] = never
         assert httpx.get(f"{door.url}/v1/health").status_code == 200
@@ -160,6 +161,7 @@ def test_a_slow_reader_loses_its_stream_and_nothing_else(tmp_path: Path) -> None
 
 
 def test_a_reader_that_never_reads_is_dropped(tmp_path: Path) -> None:
+    # fault 61
     with DoorProcess(tmp_path / "log", send_deadline_s=0.3) as door:
         door.peer.scripts["run"] = never
         with door.clients(10, receive_bytes=4096) as stuck:
