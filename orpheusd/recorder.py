@@ -7,6 +7,7 @@ thread, or in an executor. It decides nothing, but for one thing: a run that can
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,13 @@ _ORPHANED = "the daemon ended while this run was {state}"
 
 
 class Recorder:
-    """Invariant: a run for which `accepted` returned is in the log, or will be before the log is closed."""
+    """Invariant: a run for which `accepted` returned is in the log, or will be before the log is closed.
 
-    def __init__(self, path: Path, settings: Settings) -> None:
-        self._log = RunLog.open(path, settings, lambda _run_ids: None, _failed)
+    `on_failure` gets the reason, in the log's thread, when the log fails for good and that can not be so any more.
+    """
+
+    def __init__(self, path: Path, settings: Settings, on_failure: Callable[[str], None]) -> None:
+        self._log = RunLog.open(path, settings, lambda _run_ids: None, on_failure)
         self._queries = RunQueries(path)
         damage = self._log.health()["damage"]
         if damage is not None:
@@ -72,6 +76,9 @@ class Recorder:
     def health(self) -> dict[str, Any]:
         return self._log.health()
 
+    def problems(self) -> list[str]:
+        return self._log.problems()
+
     def close(self, timeout_s: float) -> None:
         if not self._log.close(timeout_s):
             log.error("the run log could not be written to its end within %g s", timeout_s)
@@ -80,10 +87,6 @@ class Recorder:
         for run in self._log.unfinished():
             self._log.ended(Ended(run.run_id, "crashed", "worker-crashed", time.time(), 0,
                                   error_message=_ORPHANED.format(state=run.state)))
-
-
-def _failed(problem: str) -> None:
-    log.critical("the run log has failed for good: %s; no more runs are accepted", problem)
 
 
 def _row(run: Run) -> dict[str, Any]:

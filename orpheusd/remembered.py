@@ -101,9 +101,12 @@ class Remembered:
         """Write down what is left, as far as the disk takes it within `timeout_s`."""
         self._closed = True
         self._flush()
-        if wait([self._thread.submit(lambda: self._connection.close())], timeout_s).not_done:
+        if wait([self._thread.submit(self._leave)], timeout_s).not_done:
             log.error("what is known of sessions could not be written to its end within %g s", timeout_s)
         self._thread.shutdown(wait=False)
+
+    def _leave(self) -> None:
+        self._connection.close()
 
     def _arm(self, delay_s: float = LINGER_S) -> None:
         if self._timer is None and not self._closed:
