@@ -145,6 +145,7 @@ MISBEHAVIOUR = [
 
 @pytest.mark.parametrize(("do", "code"), MISBEHAVIOUR)
 def test_misbehaviour_is_told_the_same_at_both_doors(daemon: Daemon, echo: str, do: str, code: str) -> None:
+    # faults 1, 4, 16, 17, 19, 20, 21, 22, 25
     with daemon.connect(timeout_s=20) as control:
         if code:
             with pytest.raises(OrpheusError) as refused:
