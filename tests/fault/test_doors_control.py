@@ -268,6 +268,15 @@ def _read_all(client: socket.socket) -> bytes:
     return last
 
 
+def test_a_flood_of_requests_in_one_write_holds_up_nobody(calm: Daemon) -> None:
+    # fault 71: thousands are in one read of the daemon's, and nothing that is answered slows their sender
+    request = b'{"jsonrpc":"2.0","method":"agent.list"}\n'
+    with calm.connect(60) as control, canary(calm) as took:
+        control.socket.sendall(request * 50_000)
+        assert control.call("health")["status"] == "ok"
+    assert statistics.quantiles(took, n=20)[-1] < LATENCY_S, sorted(took)[-10:]
+
+
 def test_every_frame_of_one_write_is_answered_in_order(calm: Daemon) -> None:
     # fault 71: more frames than a turn serves
     count = 5000
