@@ -36,6 +36,7 @@ def state_of(daemon: Daemon) -> Any:
 def test_an_agent_that_does_not_start_is_refused(
     daemon: Daemon, tmp_path: Path, name: str, code: str, settings: dict[str, Any], says: str
 ) -> None:
+    # faults 73, 74
     before = state_of(daemon)
     with pytest.raises(OrpheusError) as refused:
         daemon.deploy(write_agent(tmp_path / name, code, **settings))
@@ -46,6 +47,7 @@ def test_an_agent_that_does_not_start_is_refused(
 
 
 def test_an_import_that_hangs_is_refused_at_the_deadline(new_daemon: Any, tmp_path: Path) -> None:
+    # fault 74
     daemon = new_daemon(http=False, env={"ORPHEUS_START_TIMEOUT_S": "1"})
     with pytest.raises(OrpheusError, match="not ready within 1 s"):
         daemon.deploy(write_agent(tmp_path / "hangs", "import time\ntime.sleep(3600)\n"))
@@ -53,6 +55,7 @@ def test_an_import_that_hangs_is_refused_at_the_deadline(new_daemon: Any, tmp_pa
 
 
 def test_a_broken_redeploy_leaves_the_old_version_serving(daemon: Daemon, tmp_path: Path) -> None:
+    # fault 73
     folder = write_agent(tmp_path / "steady", "def handler(input_data):\n    return 1\n")
     daemon.deploy(folder)
     home = daemon.call("run", agent="steady", input={}, session_id="s")["worker_id"]

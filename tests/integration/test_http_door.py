@@ -298,6 +298,7 @@ def test_a_request_is_answered_the_same_whether_it_arrives_whole_or_in_two(
 
 
 def test_a_client_that_leaves_does_not_stop_its_run(door: DoorProcess, http: httpx.Client) -> None:
+    # fault 60
     door.peer.scripts["run"] = never
     with door.connect() as client:
         client.sendall(post(b'{"input":1}'))

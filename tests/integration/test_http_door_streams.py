@@ -109,6 +109,7 @@ def test_a_quiet_stream_has_heartbeats(door: DoorProcess) -> None:
 
 
 def test_a_client_that_leaves_a_stream_leaves_the_run(door: DoorProcess) -> None:
+    # fault 60
     door.peer.scripts["run"] = never
     with door.connect() as client:
         client.sendall(post(b'{"input":1}', b"Accept: text/event-stream"))
