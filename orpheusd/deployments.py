@@ -182,7 +182,8 @@ class Deployments:
         }  # fmt: skip
         venv_dir: Path | None = self._store.state_dir / "venvs" / version.venv if version.venv else None
         self._engine.plans[version.name, version.number] = Plan(
-            version.name, version.code_dir, self._store.workspace_dir(version.name), venv_dir, manifest.network, setup)
+            version.name, version.code_dir, self._store.make_workspace(version.name), venv_dir, manifest.network,
+            setup)
 
     async def _switch(self, version: StoredVersion) -> None:
         """Have the version survive a restart. Raises OrpheusError that says what is so when that cannot be written."""

@@ -22,7 +22,7 @@ import orjson
 from orpheusd.core import events as ev
 from orpheusd.process.causes import cause_of, error_text
 from orpheusd.process.channel import Channel, listen
-from orpheusd.process.launch import TemplateProcess, launch_template
+from orpheusd.process.launch import TemplateProcess, launch_template, real_directory
 from orpheusd.process.monitor import Monitor
 from orpheusd.process.sandbox import SOCKET_NAME, Interpreter, Isolation, RuntimeLib, TemplateSpec, template_argv
 from orpheusd.tasks import must_not_fail
@@ -379,7 +379,8 @@ class Processes:
     async def _launch(self, template: _Template, link_dir: Path) -> str:
         plan = template.plan
         spec = TemplateSpec(
-            template.id, plan.agent, plan.code_dir, plan.workspace_dir, plan.venv_dir, link_dir, plan.network)
+            template.id, plan.agent, plan.code_dir, real_directory(plan.workspace_dir), plan.venv_dir, link_dir,
+            plan.network)
         command = template_argv(self._isolation, self._interpreter, spec, self._lib)
         template.setup = {
             **plan.setup, "code_dir": command.code_dir, "workspace_dir": command.workspace_dir,
