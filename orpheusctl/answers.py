@@ -104,6 +104,12 @@ def _workspace_clean(answer: Result, _: Namespace, output: Output) -> None:
         output.note(f"{answer['left']} could not be removed; the daemon's user may not, or they came back meanwhile")
 
 
+def _status(answer: Result, _: Namespace, output: Output) -> None:
+    output.facts(answer)
+    for problem in answer.get("problems", ()):
+        output.note(f"PROBLEM: {problem}")
+
+
 def _facts(answer: Result, _: Namespace, output: Output) -> None:
     output.facts(answer)
 
@@ -121,7 +127,7 @@ _SHOW = {
     "session show": _facts,
     "session end": _session_end,
     "stats": _facts,
-    "status": _facts,
+    "status": _status,
     "workspace path": _workspace_path,
     "workspace info": _facts,
     "workspace clean": _workspace_clean,

@@ -261,7 +261,9 @@ COMMANDS: tuple[Command, ...] = (
         (NAME, JSON), (Example("orpheusctl stats my-agent --json | jq .queue.depth", "0"),), ("not-found",)),
     Command(
         "status", "status",
-        "Shows the daemon: version, uptime, isolation and the reason for it, directories, HTTP address, agents.",
+        "Shows the daemon: version, uptime, isolation and the reason for it, directories, HTTP address, agents, the "
+        "run log. What somebody should look at (runs are refused because the disk is full, a damaged run log was put "
+        "aside) is said on stderr as well, a line each, and is the list `problems` with --json.",
         (JSON,), (Example("orpheusctl status", ""),)),
     Command(
         "workspace path", "workspace.info",

@@ -8,6 +8,8 @@ import resource
 import secrets
 import signal
 import time
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -107,7 +109,8 @@ class Daemon:
         store = VersionStore(config.state_dir)
         store.prepare()
         self._logs = AgentLogs(config.state_dir / "logs")
-        self._recorder = Recorder(config.state_dir / "runs.db", Settings(durability=config.durability))
+        self._recorder = Recorder(config.state_dir / "runs.db", Settings(durability=config.durability),
+                                  partial(_log_failed, asyncio.get_running_loop()))
         reached("daemon-log-open")
         self._remembered = Remembered(config.state_dir / "sessions.db", store.forget_session_state)
         self._engine = Engine(
@@ -241,6 +244,17 @@ def _fail(failed: "asyncio.Future[BaseException]", context: dict[str, object]) -
     of_a_peer = isinstance(error, OSError) and "transport" in context
     if isinstance(error, Exception) and not of_a_peer and not failed.done():
         failed.set_result(error)
+
+
+class LogFailed(Exception):
+    """The disk failed under the run log. What cannot be recorded may not go on."""
+
+
+def _log_failed(loop: asyncio.AbstractEventLoop, reason: str) -> None:
+    """In the run log's thread: have the daemon end."""
+    with suppress(RuntimeError):  # the loop is closed: it ends already
+        loop.call_soon_threadsafe(loop.call_exception_handler, {
+            "message": "the run log has failed for good; no more runs are accepted", "exception": LogFailed(reason)})
 
 
 def _lock(directory: Path) -> IO[str]:

@@ -270,7 +270,7 @@ class Deployments:
         self._planned[version.name, version.number] = version
         venv_dir: Path | None = self._store.state_dir / "venvs" / version.venv if version.venv else None
         self._engine.plans[version.name, version.number] = Plan(
-            version.name, version.number, version.code_dir, self._store.workspace_dir(version.name), venv_dir,
+            version.name, version.number, version.code_dir, self._store.make_workspace(version.name), venv_dir,
             manifest.network, setup)
 
     def _forget_plan(self, name: str, number: int) -> None:

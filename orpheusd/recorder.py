@@ -60,13 +60,15 @@ class Recorder:
     """Invariant: a run for which `accepted` returned is in the log, or will be before the log is closed.
 
     `replies_wait`: an answer is given when the disk has it. `accepted_before` are detached runs that an earlier daemon
-    accepted and never started, in order.
+    accepted and never started, in order. `on_failure` gets the reason, in the log's thread, when the log fails for
+    good and that can not be so any more.
     """
 
-    def __init__(self, path: Path, settings: Settings) -> None:
+    def __init__(self, path: Path, settings: Settings, on_failure: Callable[[str], None]) -> None:
         self.replies_wait = settings.durability == "disk"
         self._listener: Listener | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._on_failure = on_failure
         self._log = RunLog.open(
             path, settings,
             lambda run_ids: self._tell(lambda listener: listener.committed(run_ids)), self._failed,
@@ -131,6 +133,9 @@ class Recorder:
 
     def health(self) -> dict[str, Any]:
         return self._log.health()
+
+    def problems(self) -> list[str]:
+        return self._log.problems()
 
     def close(self, timeout_s: float) -> None:
         if not self._log.close(timeout_s):
@@ -199,8 +204,8 @@ class Recorder:
             pass
 
     def _failed(self, problem: str) -> None:
-        log.critical("the run log has failed for good: %s; no more runs are accepted", problem)
         self._tell(lambda listener: listener.log_failed())
+        self._on_failure(problem)
 
 
 def _row(run: Run) -> dict[str, Any]:

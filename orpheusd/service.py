@@ -219,6 +219,7 @@ class Service:
             "agents": len(self._engine.supervisor.agents),
             "workers": len(self._engine.supervisor.pool.workers),
             "ready": not self._engine.supervisor.stopping,
+            "problems": self._recorder.problems(),
             "run_log": self._recorder.health(),
         }
 

@@ -52,15 +52,22 @@ class Uploads:
         return upload_id
 
     def append(self, upload_id: str, data: bytes) -> int:
-        """The size of the upload with `data` added. Beyond the limit the upload is dropped and too-large raised."""
+        """The size of the upload with `data` added. Beyond the limit the upload is dropped and too-large raised.
+
+        It is dropped as well when the disk does not take all of `data` (OSError): a second try would add to a part.
+        """
         upload = self._find(upload_id)
         if upload.size_bytes + len(data) > LIMIT_BYTES:
             self.drop(upload_id)
             raise OrpheusError(
                 "too-large", f"cannot take the bundle: it is more than {LIMIT_BYTES // 2**20} MiB compressed; "
                 "leave out data, virtual environments and caches")
-        with upload.path.open("ab") as stream:
-            stream.write(data)
+        try:
+            with upload.path.open("ab") as stream:
+                stream.write(data)
+        except OSError:
+            self.drop(upload_id)
+            raise
         upload.size_bytes += len(data)
         upload.expires_at = self._clock() + LIFETIME_S
         return upload.size_bytes

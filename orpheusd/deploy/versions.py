@@ -117,7 +117,7 @@ class VersionStore:
             _write(stage_dir / "manifest.json", json.dumps(record, indent=1))
             _write(stage_dir / "trial", "")
             (agent_dir / "versions").mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.workspace_dir(name).mkdir(mode=0o700, exist_ok=True)
+            self.make_workspace(name)
             number = self._next_number(name)
             stage_dir.rename(agent_dir / "versions" / str(number))
             sync_directory(agent_dir / "versions")
@@ -210,6 +210,7 @@ class VersionStore:
                     version = self.load(path.name, number)
                     if version.venv and not (self.state_dir / "venvs" / version.venv).is_dir():
                         raise OrpheusError("internal", "its installed packages are missing; deploy it again")
+                    self.make_workspace(path.name)
                     found.versions.append(version)
             except OrpheusError as error:
                 found.problems.append(f"cannot start {path.name}: {error.message}")
@@ -258,6 +259,20 @@ class VersionStore:
 
     def workspace_dir(self, name: str) -> Path:
         return self.state_dir / "workspaces" / _checked(name)
+
+    def make_workspace(self, name: str) -> Path:
+        """The agent's workspace, made when it is missing. Raises OrpheusError when something else is in its place.
+
+        A sandbox that is given a symlink shows its agent where that leads.
+        """
+        path = self.workspace_dir(name)
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError:
+            if path.is_symlink() or not path.is_dir():
+                raise OrpheusError(
+                    "internal", f"{path} is no directory, so it is no workspace for {name}; move it away") from None
+        return path
 
     def logs_dir(self, name: str) -> Path:
         return self.state_dir / "logs" / _checked(name)

@@ -142,7 +142,12 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=WRITE_LIMIT_BYTES)
-        self.peer = peer_of(transport.get_extra_info("socket"))
+        try:
+            self.peer = peer_of(transport.get_extra_info("socket"))
+        except OSError:
+            # out of files: whoever it is, nobody could be told
+            self._transport.abort()
+            return
         if self._rights is None:
             self._rights = rights_of(self.peer, self._door.admin_group)
         if self._rights is None:

@@ -53,6 +53,15 @@ async def launch_template(
         raise
 
 
+def real_directory(path: Path) -> Path:
+    """The same path, if it is a directory itself: a symlink would be followed, and show an agent where it leads.
+
+    Raises OSError that names it.
+    """
+    os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
+    return path
+
+
 class TemplateProcess:
     """A started template: the process that was exec'd (`pid`) and, in a sandbox, its child that is pid 1 inside.
 

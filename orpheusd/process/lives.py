@@ -14,7 +14,7 @@ from orpheusd.failpoints import reached
 from orpheusd.process.adopted import AdoptedTemplate
 from orpheusd.process.causes import cause_of
 from orpheusd.process.channel import Listener, listen
-from orpheusd.process.launch import launch_template
+from orpheusd.process.launch import launch_template, real_directory
 from orpheusd.process.members import TemplateMember
 from orpheusd.process.records import Record, Records
 from orpheusd.process.sandbox import SOCKET_NAME, Interpreter, Isolation, RuntimeLib, TemplateSpec, template_argv
@@ -84,7 +84,8 @@ class Lives:
 
     async def _launch(self, template: TemplateMember, plan: Plan, link_dir: Path) -> str:
         spec = TemplateSpec(
-            template.id, plan.agent, plan.code_dir, plan.workspace_dir, plan.venv_dir, link_dir, plan.network)
+            template.id, plan.agent, plan.code_dir, real_directory(plan.workspace_dir), plan.venv_dir, link_dir,
+            plan.network)
         command = template_argv(self._isolation, self._interpreter, spec, self._lib)
         template.setup = {
             **plan.setup, "code_dir": command.code_dir, "workspace_dir": command.workspace_dir,

@@ -126,6 +126,18 @@ class RunLog:
             "damaged_copies": recovery.damaged_copies(self.path),
         }
 
+    def problems(self) -> list[str]:
+        """A sentence for each thing that somebody should look at; what was put aside, until it is removed."""
+        damage, copies = self._recovered.damage, recovery.damaged_copies(self.path)
+        found = [f"new runs are refused: {self.problem}"] if self.problem else []
+        if damage is not None:
+            found.append(f"the run log was found damaged at this start ({damage.reason}) and put aside as "
+                         f"{damage.kept_as}; runs before that are not in it any more")
+        elif copies:
+            found.append(f"a damaged run log was put aside at an earlier start, with the runs until then: "
+                         f"{', '.join(copies)} beside {self.path}; remove what you do not need")
+        return found
+
     def close(self, timeout_s: float) -> bool:
         """Write down what is pending. False when the disk did not take all of it within `timeout_s` seconds."""
         self._closed = True

@@ -16,6 +16,7 @@ from orpheusd.runlog import place
 from orpheusd.runlog.chain import genesis
 from orpheusd.runlog.inspection import Inspection, inspect
 from orpheusd.runlog.mark import Mark, Reading
+from orpheusd.runlog.reserve import disk_is_full
 from orpheusd.runlog.rows import RunDetail
 from orpheusd.runlog.schema import OLDEST_SQLITE, VERSION, connect_reader, connect_writer, create, migrate
 from orpheusd.runlog.settings import Settings
@@ -53,7 +54,10 @@ def recover(path: Path, settings: Settings) -> Recovered:
     place.check(path)
     try:
         return _recover(path, settings)
-    except (OSError, sqlite3.Error) as error:
+    except sqlite3.Error as error:
+        why = f"the disk is full ({error}); make space and start again" if disk_is_full(error) else error
+        raise OrpheusError("internal", f"cannot open the run log {path}: {why}") from error
+    except OSError as error:
         raise OrpheusError("internal", f"cannot open the run log {path}: {error}") from error
 
 

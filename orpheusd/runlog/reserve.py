@@ -1,7 +1,14 @@
 """Space held back on the disk, given up when the disk is full, so that the runs under way can still be recorded."""
 
 import os
+import sqlite3
 from pathlib import Path
+
+
+def disk_is_full(error: sqlite3.Error) -> bool:
+    """Whether it says that there is no space: in so many words, or because the WAL's shared memory could not grow."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF == sqlite3.SQLITE_FULL or code == sqlite3.SQLITE_IOERR_SHMSIZE
 
 
 class Reserve:

@@ -13,13 +13,11 @@ from enum import Enum
 
 from orpheusd.runlog.batch import Batch
 from orpheusd.runlog.handover import Handover
-from orpheusd.runlog.reserve import Reserve
+from orpheusd.runlog.reserve import Reserve, disk_is_full
 from orpheusd.runlog.settings import Settings
 from orpheusd.runlog.store import Store
 from orpheusd.runlog.upkeep import Upkeep
 
-#: What a full disk looks like besides SQLITE_FULL: the WAL's shared memory could not grow.
-_IOERR_SHMSIZE = sqlite3.SQLITE_IOERR_SHMSIZE
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _CONTENT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -127,14 +125,13 @@ class Writer:
         try:
             step()
         except sqlite3.Error as error:
-            code = getattr(error, "sqlite_errorcode", 0)
-            if code & 0xFF == sqlite3.SQLITE_FULL or code == _IOERR_SHMSIZE:
+            if disk_is_full(error):
                 self._now(State.FULL, f"the disk is full ({error})")
                 if self._reserve.held:
                     # What it held back is for this: try at once.
                     self._reserve.give_up()
                     return
-            elif code & 0xFF in _BUSY:
+            elif getattr(error, "sqlite_errorcode", 0) & 0xFF in _BUSY:
                 self._now(State.BUSY, f"somebody else holds a lock on the database ({error})")
             else:
                 raise

@@ -1,8 +1,10 @@
 """The daemon is told to stop, whatever runs and clients do: one shutdown, in bounded time. Faults 43, 44 and 46."""
 
+import os
 import select
 import signal
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -99,7 +101,7 @@ def test_sigterm_with_open_streams_and_readers_that_never_read(
         assert set(rows(daemon).values()) == {"cancelled"} and len(rows(daemon)) == 110
         assert all("the daemon was stopping" in text for text in messages(daemon))
         assert daemon.log.count("stopping: runs have") == 1 and daemon.log.count(": stopped") == 1
-        assert "signal wakeup fd" not in daemon.log
+        assert "signal wakeup fd" not in daemon.log and "a front door did not leave" not in daemon.log
         assert psutil.wait_procs(family, timeout=2)[1] == []
         assert not daemon.control_socket.exists()
 
@@ -152,9 +154,27 @@ def test_a_client_that_reads_slowly_gets_its_answer_before_the_daemon_goes(
         control.send("run", agent="large", input={})
         assert select.select([control.socket], [], [], 20)[0]
         tell(daemon, signal.SIGTERM)
-        eventually(lambda: "stopping: runs have" in daemon.log)
+        assert daemon.process is not None
+        with pytest.raises(subprocess.TimeoutExpired):
+            daemon.process.wait(1)
         assert len(control.receive()["result"]["result"]) == 8_000_000
         assert exit_of(daemon, 30)[0] == 0
+
+
+def test_a_thread_that_hangs_holds_up_no_stop(new_daemon: NewDaemon, tmp_path: Path) -> None:
+    # fault 46: a read that never ends, as of a disk that is gone
+    daemon = new_daemon(env=QUICK, http=False)
+    daemon.deploy(witness(tmp_path / "quiet", STUBBORN))
+    log = daemon.state_dir / "logs" / "quiet" / "log.jsonl"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.unlink(missing_ok=True)
+    os.mkfifo(log)
+    with daemon.connect() as control:
+        control.send("logs", agent="quiet")
+        control.call("health")
+        tell(daemon, signal.SIGTERM)
+        code, took_s = exit_of(daemon, 30)
+    assert code == 0 and took_s < STOP_TIMEOUT_S + GRACE_S + LEEWAY_S
 
 
 def test_a_deploy_that_goes_on_is_undone(new_daemon: NewDaemon, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,8 @@ from orpheusd.errors import OrpheusError
 from orpheusd.runlog.log import RunLog
 from orpheusd.runlog.settings import Settings
 from tests.eventually import eventually
+from tests.fault.disks import fill_up, mounted
+from tests.fault.shims import built
 from tests.runlog_kit import Log, ended, queued, started, whole_run
 
 RESERVE_BYTES = 512 * 1024
@@ -24,34 +25,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a small file system: {mounted.stderr.strip()}")
-    try:
+    with mounted(tmp_path / "disk", 4 * 1024 * 1024) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill_up(folder: Path, leave_bytes: int = 0) -> Path:
-    """Take all the space there is, but for `leave_bytes`."""
-    file = folder / "filler"
-    with file.open("wb") as stream:
-        try:
-            while True:
-                stream.write(b"x" * 4096)
-                stream.flush()
-        except OSError:
-            pass
-        try:
-            stream.close()
-        except OSError:
-            pass
-    os.truncate(file, max(0, file.stat().st_size - leave_bytes))
-    return file
 
 
 @pytest.mark.root
@@ -141,14 +116,7 @@ def test_a_log_without_room_for_its_reserve_waits_for_it(small_disk: Path) -> No
 
 @pytest.fixture(scope="module")
 def failing_fsync(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no C compiler, and the library that makes fsync fail must be built")
-    library = tmp_path_factory.mktemp("shim") / "fsync_fails.so"
-    source = Path(__file__).with_name("fsync_fails.c")
-    subprocess.run(
-        [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"], check=True, timeout=60)
-    return library
+    return built("fsync_fails", tmp_path_factory.mktemp("shim"))
 
 
 def test_a_failed_fsync_ends_the_log_and_is_never_tried_again(tmp_path: Path, failing_fsync: Path) -> None:

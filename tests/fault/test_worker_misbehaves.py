@@ -35,8 +35,8 @@ def is_socket(fd):
 
 def forges(i):
     effect()
-    said = i["says"].replace("RUN", workspace.run.id).replace("WORKER", os.environ["ORPHEUS_WORKER"])
-    data = memoryview(said.encode() * i.get("times", 1))
+    said = i["says"].replace("RUN", workspace.run.id) * i.get("times", 1)
+    data = memoryview((said + "x" * i.get("pads", 0) + i.get("ends", "")).encode())
     while data:
         data = data[os.write(channel(), data):]
     if i.get("then") == "hangs":
@@ -223,7 +223,6 @@ def test_standard_streams_may_be_replaced(house: Daemon) -> None:
 
 
 @pytest.mark.parametrize(("payload", "code"), [
-    pytest.param('"' + "x" * (8 << 20) + '"', "too-large", id="19 over the limit"),
     pytest.param("NaN", "unserialisable-result", id="20 NaN"),
     pytest.param("[1, Infinity]", "unserialisable-result", id="20 Infinity"),
     pytest.param("[" * 100_000 + "]" * 100_000, "unserialisable-result", id="21 deep"),
@@ -232,10 +231,18 @@ def test_standard_streams_may_be_replaced(house: Daemon) -> None:
     pytest.param("", "unserialisable-result", id="22 nothing"),
 ])
 def test_a_forged_result_is_passed_on_only_as_strict_json(house: Daemon, payload: str, code: str) -> None:
-    # faults 19, 20, 21, 22
+    # faults 20, 21, 22
     with Aftermath(house) as after:
         outcome = after.run("rogue", {"do": "forges", "says": ENDED % ("RUN", "completed") + payload + "\n"})
         assert outcome.code == code, outcome
+
+
+def test_a_forged_result_over_the_limit_is_not_passed_on(house: Daemon) -> None:
+    # fault 19
+    head = ENDED % ("RUN", "completed") + '"'
+    with Aftermath(house, rss_growth_bytes=128 << 20) as after:
+        outcome = after.run("rogue", {"do": "forges", "says": head, "pads": (8 << 20), "ends": '"\n'})
+        assert outcome.code == "too-large", outcome
 
 
 @pytest.mark.parametrize("size", [100_000_000, (8 << 20) - 2])

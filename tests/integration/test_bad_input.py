@@ -36,6 +36,7 @@ def state_of(daemon: Daemon) -> Any:
 def test_an_agent_that_does_not_start_is_refused(
     daemon: Daemon, tmp_path: Path, name: str, code: str, settings: dict[str, Any], says: str
 ) -> None:
+    # faults 73, 74
     before = state_of(daemon)
     with pytest.raises(OrpheusError) as refused:
         daemon.deploy(write_agent(tmp_path / name, code, **settings))
@@ -46,6 +47,7 @@ def test_an_agent_that_does_not_start_is_refused(
 
 
 def test_an_import_that_hangs_is_refused_at_the_deadline(new_daemon: Any, tmp_path: Path) -> None:
+    # fault 74
     daemon = new_daemon(http=False, env={"ORPHEUS_START_TIMEOUT_S": "1"})
     with pytest.raises(OrpheusError, match="not ready within 1 s"):
         daemon.deploy(write_agent(tmp_path / "hangs", "import time\ntime.sleep(3600)\n"))
@@ -53,6 +55,7 @@ def test_an_import_that_hangs_is_refused_at_the_deadline(new_daemon: Any, tmp_pa
 
 
 def test_a_broken_redeploy_leaves_the_old_version_serving(daemon: Daemon, tmp_path: Path) -> None:
+    # fault 73
     folder = write_agent(tmp_path / "steady", "def handler(input_data):\n    return 1\n")
     daemon.deploy(folder)
     home = daemon.call("run", agent="steady", input={}, session_id="s")["worker_id"]
@@ -145,6 +148,7 @@ MISBEHAVIOUR = [
 
 @pytest.mark.parametrize(("do", "code"), MISBEHAVIOUR)
 def test_misbehaviour_is_told_the_same_at_both_doors(daemon: Daemon, echo: str, do: str, code: str) -> None:
+    # faults 1, 4, 16, 17, 19, 20, 21, 22, 25
     with daemon.connect(timeout_s=20) as control:
         if code:
             with pytest.raises(OrpheusError) as refused:
@@ -203,6 +207,7 @@ def test_uploads_that_are_no_bundles_are_refused(daemon: Daemon, tmp_path: Path)
 
 
 def test_frames_that_are_no_requests_are_refused(daemon: Daemon) -> None:
+    # fault 71
     with daemon.connect() as control:
         for frame in (b"nonsense", b"[]", b'{"jsonrpc":"2.0","id":1}', b'{"jsonrpc":"2.0","id":2,"method":"no.such"}',
                       b'{"jsonrpc":"2.0","id":3,"method":"run","params":[]}'):

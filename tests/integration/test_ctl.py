@@ -109,6 +109,7 @@ def test_a_directory_that_may_not_be_entered_says_who_may(tmp_path: Path) -> Non
 
 
 def test_a_full_backlog_is_waited_for(tmp_path: Path) -> None:
+    # fault 71
     path = tmp_path / "ctl.sock"
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -204,6 +205,7 @@ def test_answers_on_a_terminal(door: ScriptedDaemon) -> None:
 
 
 def test_names_cannot_draw_on_the_terminal(door: ScriptedDaemon) -> None:
+    # fault 67
     door.answers("agent.list", {"agents": [{**AGENT, "state": "[red]\x1b]0;owned\x07"}]})
     assert "[red]\\x1b]0;owned\\x07" in on_terminal(door, "list", COLUMNS="200")
     assert "[red]\\x1b]0;owned\\x07" in ctl(door, "list").stdout

@@ -145,6 +145,7 @@ def test_a_body_that_is_not_json_is_refused(door: DoorProcess, http: httpx.Clien
 
 
 def test_two_session_headers_that_differ_are_refused(door: DoorProcess) -> None:
+    # fault 70
     two = door.exchange(post(b'{"input":1}', b"X-Session-ID: a", b"X-Session-ID: b"))
     assert two.startswith(b"HTTP/1.1 400 ") and b"x-session-id" in two
     assert asked(door) == []
@@ -270,6 +271,7 @@ def test_many_requests_are_in_flight_and_each_gets_its_own_answer(door: DoorProc
 
 
 def test_pipelined_requests_are_answered_in_order(door: DoorProcess) -> None:
+    # fault 70
     with door.connect(1.0) as client:
         client.sendall(b"".join(post(b'{"input":%d}' % n) for n in range(5)))
         received = until_quiet(client)
@@ -299,6 +301,7 @@ def test_a_request_is_answered_the_same_whether_it_arrives_whole_or_in_two(
 
 
 def test_a_client_that_leaves_does_not_stop_its_run(door: DoorProcess, http: httpx.Client) -> None:
+    # fault 60
     door.peer.scripts["run"] = never
     with door.connect() as client:
         client.sendall(post(b'{"input":1}'))

@@ -56,6 +56,7 @@ def refused(door: DoorProcess, request: bytes) -> int:
     b"localhost", b"localhost:7777", b"LOCALHOST:1", b"127.0.0.1", b"127.0.0.1:7777", b"127.0.0.2", b"[::1]",
     b"[::1]:7777"])
 def test_hosts_of_this_machine_are_served(door: DoorProcess, host: bytes) -> None:
+    # fault 68
     assert status(door.exchange(get(b"Host: " + host))) == 200
 
 
@@ -64,6 +65,7 @@ def test_hosts_of_this_machine_are_served(door: DoorProcess, host: bytes) -> Non
     b"0.0.0.0", b"", b"\xff", b"::1", b"[::2]", b"localhost:", b"localhost:777777", b"localhost.evil.example",
     b"xn--localhost", b"127.0.0.1.evil.example", b"localhost, evil", b"2130706433"])
 def test_other_hosts_are_refused(door: DoorProcess, host: bytes) -> None:
+    # faults 68, 69
     assert refused(door, get(b"Host: " + host)) == 400
 
 
@@ -72,6 +74,7 @@ def test_other_hosts_are_refused(door: DoorProcess, host: bytes) -> None:
     b"Origin: https://localhost", b"Sec-Fetch-Site: cross-site", b"Sec-Fetch-Site: same-site",
     b"Sec-Fetch-Site: Cross-Site"])
 def test_pages_of_web_sites_are_refused(door: DoorProcess, header: bytes) -> None:
+    # fault 68
     assert refused(door, get(b"Host: localhost", header)) == 403
     assert refused(door, post(BODY, header)) == 403
     assert refused(door, get(b"Host: localhost", header, b"Access-Control-Request-Method: POST",
@@ -88,6 +91,7 @@ def test_what_a_browser_says_of_its_own_address_bar_is_served(door: DoorProcess,
     b"text/plain", b"application/x-www-form-urlencoded", b"multipart/form-data; boundary=x", b"",
     b"application/jsonp", b"text/plain; application/json"])
 def test_a_body_must_be_json(door: DoorProcess, media_type: bytes) -> None:
+    # fault 68
     request = post(BODY).replace(b"Content-Type: application/json", b"Content-Type: " + media_type)
     assert refused(door, request) == 415
     assert refused(door, post(BODY).replace(b"Content-Type: application/json\r\n", b"")) == 415
@@ -127,10 +131,12 @@ def test_json_may_be_said_in_its_ways(door: DoorProcess, media_type: bytes) -> N
 ], ids=lambda value: value[:30].decode("latin1") if isinstance(value, bytes) else str(value))
 def test_other_protocols_and_ambiguous_requests_are_refused(
         door: DoorProcess, request_bytes: bytes, expected: int) -> None:
+    # faults 62, 69, 70
     assert refused(door, request_bytes) == expected
 
 
 def test_an_offer_of_http2_is_answered_in_http1(door: DoorProcess) -> None:
+    # fault 70
     answer = door.exchange(get(b"Host: localhost", b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c",
                                b"HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA"))
     assert status(answer) == 200
@@ -138,6 +144,7 @@ def test_an_offer_of_http2_is_answered_in_http1(door: DoorProcess) -> None:
 
 def test_a_refused_request_hides_no_second_one(door: DoorProcess) -> None:
     """Smuggling: what follows a refused request on its connection is never taken for a request."""
+    # fault 70
     door.peer.requests.clear()
     hidden = post(b'{"input":"hidden"}')
     with door.connect(3.0) as client:
@@ -149,6 +156,7 @@ def test_a_refused_request_hides_no_second_one(door: DoorProcess) -> None:
 
 
 def test_a_body_above_the_limit_is_refused_while_it_is_sent(door: DoorProcess) -> None:
+    # fault 62
     def chunks() -> Iterator[bytes]:
         for _ in range(20):
             yield b"x" * MIB
@@ -162,6 +170,7 @@ def test_a_body_above_the_limit_is_refused_while_it_is_sent(door: DoorProcess) -
 
 
 def test_the_limit_is_counted_not_believed(door: DoorProcess) -> None:
+    # fault 62
     fits = b'{"input":"%b"}' % (b"x" * (8 * MIB - 12))
     assert len(fits) == 8 * MIB
     assert status(door.exchange(post(fits))) == 200
@@ -169,6 +178,7 @@ def test_the_limit_is_counted_not_believed(door: DoorProcess) -> None:
 
 
 def test_a_slow_body_gets_a_deadline(door: DoorProcess) -> None:
+    # fault 62
     started = time.monotonic()
     assert refused(door, post(BODY)[:-1]) == 408
     assert 0.3 < time.monotonic() - started < 3
@@ -177,6 +187,7 @@ def test_a_slow_body_gets_a_deadline(door: DoorProcess) -> None:
 
 
 def test_a_body_that_ends_early_is_no_request(door: DoorProcess) -> None:
+    # fault 62
     door.peer.requests.clear()
     with door.connect() as client:
         client.sendall(post(BODY)[:-1])
@@ -187,6 +198,7 @@ def test_a_body_that_ends_early_is_no_request(door: DoorProcess) -> None:
 
 
 def test_bodies_together_have_a_limit(tmp_path: Path) -> None:
+    # fault 62
     large = b'{"input":"%b"}' % (b"x" * 2 * MIB)
     with DoorProcess(tmp_path / "log", bodies_bytes=3 * MIB) as door:
         with door.clients(3) as slow:
@@ -199,6 +211,7 @@ def test_bodies_together_have_a_limit(tmp_path: Path) -> None:
 
 
 def test_slow_headers_and_idle_connections_are_closed(tmp_path: Path) -> None:
+    # fault 63
     with DoorProcess(tmp_path / "log", header_deadline_s=0.2, keep_alive_s=1.0) as door:
         with door.clients(3) as (silent, slow, idle):
             slow.sendall(b"GET /v1/health HTTP/1.1\r\nHo")
@@ -240,6 +253,7 @@ def test_a_client_that_sends_on_and_on_is_not_listened_to_while_it_is_answered(t
 
 
 def test_a_full_house_lets_the_longest_idle_go(tmp_path: Path) -> None:
+    # fault 63
     with DoorProcess(tmp_path / "log", connections=4) as door, door.clients(4) as clients:
         for client in clients:
             client.sendall(get(b"Host: localhost"))
@@ -251,6 +265,7 @@ def test_a_full_house_lets_the_longest_idle_go(tmp_path: Path) -> None:
 
 
 def test_a_thousand_slow_clients_do_not_keep_a_new_one_out(tmp_path: Path) -> None:
+    # fault 63
     with DoorProcess(tmp_path / "log", connections=200, header_deadline_s=0.3) as door, door.clients(1000) as slow:
         for client in slow:
             client.sendall(b"GET /")
@@ -258,6 +273,7 @@ def test_a_thousand_slow_clients_do_not_keep_a_new_one_out(tmp_path: Path) -> No
 
 
 def test_running_out_of_files_is_survived_and_said_briefly(tmp_path: Path) -> None:
+    # fault 64
     with DoorProcess(tmp_path / "log") as door:
         assert status(door.exchange(get(b"Host: localhost"))) == 200
         files = len(_open_files(door)) + 10
@@ -269,6 +285,7 @@ def test_running_out_of_files_is_survived_and_said_briefly(tmp_path: Path) -> No
 
 
 def test_a_client_that_does_not_read_is_dropped(tmp_path: Path) -> None:
+    # fault 61
     with DoorProcess(tmp_path / "log", send_deadline_s=0.3) as door:
         assert status(door.exchange(post(BODY))) == 200
         before = eventually(lambda: _open_sockets(door))

@@ -29,6 +29,7 @@ RUN = "/v1/agents/a/run"
 
 
 def test_sigterm_finishes_what_is_being_answered_and_ends_streams(tmp_path: Path) -> None:
+    # faults 43, 46
     with DoorProcess(tmp_path / "log") as door:
         door.peer.scripts["run"] = never
         with door.connect() as plain, door.connect() as stream, door.connect() as idle:
@@ -73,6 +74,7 @@ def test_sigterm_accepts_nobody_new(tmp_path: Path) -> None:
 
 def test_sigterm_ends_within_the_grace_under_load(tmp_path: Path) -> None:
     """Streams that are read and that are not, runs that never end, readers that never read, half requests."""
+    # fault 46
     with DoorProcess(tmp_path / "log", grace_s=0.5) as door, door.clients(120, receive_bytes=4096) as clients:
         door.peer.scripts["run"] = never
         for client in clients[:40]:

@@ -166,6 +166,7 @@ def test_sources_that_differ_are_refused(
 @pytest.mark.parametrize("id", ["", "../etc", "a" * 129, "a b"])
 def test_a_bad_id_in_a_header_is_refused_and_not_ignored(
         http: httpx.Client, renamed: str, header: str, id: str) -> None:
+    # fault 66
     answer = ask(http, renamed, {header: id})
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid-request")
     assert "session id" in answer.json()["error"]

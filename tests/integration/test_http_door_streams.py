@@ -109,6 +109,7 @@ def test_a_quiet_stream_has_heartbeats(door: DoorProcess) -> None:
 
 
 def test_a_client_that_leaves_a_stream_leaves_the_run(door: DoorProcess) -> None:
+    # fault 60
     door.peer.scripts["run"] = never
     with door.connect() as client:
         client.sendall(post(b'{"input":1}', b"Accept: text/event-stream"))
@@ -139,6 +140,7 @@ def test_a_fast_run_overflows_no_fast_reader(door: DoorProcess) -> None:
 
 
 def test_a_slow_reader_loses_its_stream_and_nothing_else(tmp_path: Path) -> None:
+    # fault 61
     with DoorProcess(tmp_path / "log", send_deadline_s=1.0) as door:
         door.peer.scripts["run"] = never
         assert httpx.get(f"{door.url}/v1/health").status_code == 200
@@ -160,6 +162,7 @@ def test_a_slow_reader_loses_its_stream_and_nothing_else(tmp_path: Path) -> None
 
 
 def test_a_reader_that_never_reads_is_dropped(tmp_path: Path) -> None:
+    # fault 61
     with DoorProcess(tmp_path / "log", send_deadline_s=0.3) as door:
         door.peer.scripts["run"] = never
         with door.clients(10, receive_bytes=4096) as stuck:

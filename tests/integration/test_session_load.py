@@ -71,6 +71,7 @@ def drive(daemon: Daemon, agent: str, jobs: list[str], overlapping: bool, work_s
     (1_000, 5_000), pytest.param(10_000, 100_000, marks=[pytest.mark.slow, pytest.mark.deadline(400)])])
 def test_without_overlap_every_run_after_the_first_is_warm(
         daemon: Daemon, tmp_path: Path, sessions: int, runs: int) -> None:
+    # fault 65
     # patience beyond any stall of the machine: what is measured here is the rule
     name = deploy(daemon, tmp_path / f"zipf-{sessions}", patience_ms=60_000)
     answers = drive(daemon, name, zipf(sessions, runs, random.Random(3)), overlapping=False)

@@ -101,6 +101,7 @@ def test_a_busy_home_spills_and_says_so(daemon: Daemon, tmp_path: Path) -> None:
 
 
 def test_a_killed_worker_is_told_as_lost(daemon: Daemon, tmp_path: Path) -> None:
+    # fault 1
     deploy(daemon, tmp_path / "mourns", workers=2)
     with daemon.connect(timeout_s=5) as control:
         first = control.call("run", agent="mourns", input={}, session_id="a")

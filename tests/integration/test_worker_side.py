@@ -116,6 +116,7 @@ def test_the_status_of_a_dead_worker_is_reported(peer: Peer, what: dict[str, obj
 
 
 def test_a_crash_leaves_its_stack_in_the_log(peer: Peer) -> None:
+    # fault 2
     worker = peer.worker()
     worker.run({"do": "crashes_in_c"})
     assert worker.hello
@@ -279,6 +280,7 @@ def test_workers_that_ignore_sigterm_are_killed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["end of channel", "SIGTERM", "garbage"])
 def test_the_template_leaves_with_its_workers(tmp_path: Path, how: str) -> None:
+    # fault 12
     with Peer(tmp_path) as peer:
         peer.start()
         worker = peer.worker()

@@ -115,6 +115,7 @@ def test_a_cancel_of_a_run_that_waits_in_the_channel_is_heard(worker: End) -> No
 
 def test_a_late_cancel_never_hits_the_next_run(worker: End) -> None:
     """The race of races: a cancel is written while its run ends and the next begins."""
+    # fault 28
     states = {"completed": 0, "cancelled": 0}
     for number in range(400):
         first = worker.run({"number": number})
@@ -168,6 +169,7 @@ def test_a_cancel_gets_through_although_the_supervisor_does_not_read(worker: End
 
 
 def test_an_agent_that_takes_the_signal_loses_it_at_the_next_run(worker: End) -> None:
+    # fault 26
     worker.call({"do": "changes_everything"})
     run_id = worker.run({"do": "spins"})
     spinning(worker)

@@ -174,6 +174,7 @@ def test_a_traceback_shows_the_agents_code_and_not_ours(worker: End) -> None:
 
 
 def test_a_message_of_ten_megabytes_is_cut(worker: End) -> None:
+    # fault 23
     run_id = worker.run({"do": "raises_long"})
     payload = worker.take("ended", run_id=run_id).payload
     assert len(payload) < 100_000 and payload.isascii()
@@ -183,12 +184,14 @@ def test_a_message_of_ten_megabytes_is_cut(worker: End) -> None:
 
 @pytest.mark.parametrize("raw", [b"[" * 100_000 + b"]" * 100_000, b"1" * 5000, b"{not json"])
 def test_an_input_that_python_cannot_read_fails_the_run(worker: End, raw: bytes) -> None:
+    # faults 21, 22
     run_id = worker.run(raw=raw)
     ended = worker.ended(run_id)
     assert (ended.state, ended.code, ended.value["type"]) == ("failed", "invalid-request", "InvalidInput")
 
 
 def test_the_working_directory_is_the_agents_again_after_each_run(worker: End) -> None:
+    # fault 26
     worker.call({"do": "changes_everything"})
     assert worker.call({"do": "environment"}).value["cwd"] == str(HANDLERS)
 
@@ -217,6 +220,7 @@ def test_what_an_agent_writes_into_its_channel_is_found_out(peer: Peer) -> None:
 
 
 def test_an_agent_that_closes_its_output_goes_on(worker: End) -> None:
+    # fault 25
     assert worker.call({"do": "closes_output"}).value == "closed"
     assert worker.logs(stream="stdout") == ["printed all the same"]
 

@@ -74,6 +74,7 @@ def test_an_error_of_our_own_tells_what_happened_to_its_subject() -> None:
 
 
 def test_a_late_or_doubled_fact_is_counted_and_changes_nothing() -> None:
+    # fault 28
     world = CoreWorld()
     first, second = world.deploy(workers=2)
     over, going_on = world.request("s"), world.request("t")

@@ -1,5 +1,7 @@
 """Bundles on their way in: bounded in number, size and time."""
 
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -96,3 +98,20 @@ def test_an_unknown_upload_is_not_found(under_way: Uploads, upload: str) -> None
         with pytest.raises(OrpheusError) as caught:
             attempt(upload)
         assert caught.value.code == "not-found"
+
+
+def test_a_piece_that_the_disk_does_not_take_ends_the_upload(under_way: Uploads, tmp_path: Path) -> None:
+    # fault 47: to go on after a part of it would spoil the bundle
+    upload = under_way.begin()
+    earlier = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            under_way.append(upload, b"x" * 2000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, earlier)
+    with pytest.raises(OrpheusError, match="no upload"):
+        under_way.append(upload, b"y")
+    assert list(tmp_path.iterdir()) == []

@@ -104,6 +104,33 @@ def test_an_answer_nobody_waits_for_any_more_is_dropped() -> None:
     play(scene)
 
 
+def test_catching_up_is_to_hear_all_that_was_said_before() -> None:
+    # fault 46: a stream's result is not to be lost because the door was told to go
+    async def scene() -> None:
+        async with joined(Room(10**6, 10**6)) as pair:
+            stream = pair.client.stream("run", {})
+            id = (await pair.request())["id"]
+            pair.say(*(event(id, "run", {"event": "output", "data": "x" * 5000, "seq": n}) for n in range(50)),
+                     answer(id, "the end"))
+            catching_up = asyncio.create_task(pair.client.catch_up(TIMEOUT_S))
+            pair.say(answer((await pair.request())["id"], {}))
+            await catching_up
+            assert stream.outcome == b'"the end"'
+
+    play(scene)
+
+
+def test_catching_up_with_a_daemon_that_is_stuck_or_gone_is_given_up() -> None:
+    async def scene() -> None:
+        async with joined() as pair:
+            await pair.client.catch_up(0.01)
+            pair.writer.close()
+            await pair.lost.wait()
+            await pair.client.catch_up(TIMEOUT_S)
+
+    play(scene)
+
+
 def test_the_end_of_the_connection_ends_everything_that_waits() -> None:
     async def scene() -> None:
         async with joined() as pair:

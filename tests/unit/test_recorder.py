@@ -31,11 +31,13 @@ WORKER = Worker("w-b-2", Template("t-b-1", "a", 3, AgentSettings(), None), Slot(
 
 @contextmanager
 def recorder(folder: Path, settings: Settings = THOROUGH) -> Iterator[Recorder]:
-    book = Recorder(folder / "runs.db", settings)
+    failures: list[str] = []
+    book = Recorder(folder / "runs.db", settings, failures.append)
     try:
         yield book
     finally:
         book.close(10.0)
+    assert failures == []
 
 
 def accept(book: Recorder, run_id: str, session_id: str | None = "s", input: bytes = b'{"q":1}') -> None:

@@ -32,6 +32,7 @@ def test_a_line_that_has_begun_is_counted() -> None:
 
 @pytest.mark.parametrize("pieces", [[b"x" * 11], [b"x" * 10, b"x"], [b"x" * 11 + b"\n"], [b"ok\n" + b"x" * 11]])
 def test_a_line_over_the_limit_is_refused_when_it_is_seen(pieces: list[bytes]) -> None:
+    # fault 18
     buffer = LineBuffer(10)
     for piece in pieces[:-1]:
         buffer.feed(piece)

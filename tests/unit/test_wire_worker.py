@@ -136,6 +136,7 @@ def test_the_supervisor_learns_who_dialled() -> None:
 
 
 def test_a_frame_over_the_limit_is_a_violation() -> None:
+    # fault 18
     ours = link(Role.SUPERVISOR, limit_bytes=100)
     with pytest.raises(ProtocolViolation, match="longer than 100 bytes"):
         ours.receive(b"x" * 101)
@@ -177,6 +178,7 @@ def test_a_conversation_may_come_byte_by_byte() -> None:
 
 @given(st.binary(max_size=200))
 def test_random_bytes_raise_nothing_but_violations(data: bytes) -> None:
+    # fault 17
     for ours in (link(Role.SUPERVISOR), joined(Role.WORKER)[0], joined(Role.TEMPLATE)[0], joined(Role.WORKER)[1]):
         try:
             ours.receive(data)
