@@ -1,36 +1,22 @@
-"""The pool: templates and workers are born, promoted, drained, and mourned here.
+"""The pool: workers are born, given up, and mourned here, and there are as many of them as are wanted.
 
-A deploy, a restart and a rollback are one mechanism: a template of the wanted version is started on trial,
-forks one worker, and when that worker is ready the version is promoted and the old workers drain. What goes
-wrong before that is the caller's answer and changes nothing.
+Which version they are of is decided in `versions.py`, how a process is started or ended in `orders.py`.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from orpheusd.core.agent import Agent, AgentState, Settings
+from orpheusd.core.agent import Agent, AgentState
 from orpheusd.core.deadlines import Deadlines
 from orpheusd.core.deaths import mourn, resolve_lost
-from orpheusd.core.effects import (
-    AgentRemoved,
-    Effect,
-    ForkWorker,
-    KillTemplate,
-    KillWorker,
-    StartTemplate,
-    StopTemplate,
-    StopWorker,
-    VersionPromoted,
-    VersionRefused,
-)  # fmt: skip
-from orpheusd.core.restart import QUARANTINE_S, Slot
+from orpheusd.core.effects import AgentRemoved, Effect
+from orpheusd.core.orders import Orders
+from orpheusd.core.restart import Slot
 from orpheusd.core.routing import Router
 from orpheusd.core.run import RunState
 from orpheusd.core.scaling import cheapest, wanted_workers
+from orpheusd.core.versions import Versions, quarantine_message
 from orpheusd.core.worker import ProcessState, Template, Worker
-
-#: After a SIGKILL only the kernel can be slow; look again this often.
-KILL_RETRY_S = 5.0
 
 
 class Policy(NamedTuple):
@@ -55,37 +41,13 @@ class Pool:
         self._deadlines = deadlines
         self._router = router
         self._policy = policy
-        self._boot_id = boot_id
-        self._uniform = uniform
-        self._born = 0
-        self.templates: dict[str, Template] = {}
-        self.workers: dict[str, Worker] = {}
-
-    # Versions
+        self._orders = Orders(emit, deadlines, policy, boot_id)
+        self.templates = self._orders.templates
+        self.workers = self._orders.workers
+        self.versions = Versions(emit, deadlines, self._orders, uniform)
 
     def load(self, agent: Agent, version: int, now: float) -> None:
-        agent.current = self._start_template(agent, version, agent.settings, None, now)
-
-    def stage(self, agent: Agent, version: int, settings: Settings, request: str, now: float) -> None:
-        if agent.candidate is not None or agent.state is AgentState.REMOVED:
-            why = "another deploy or restart of it is going on" if agent.candidate else "it is being removed"
-            self._emit(VersionRefused(agent.id, version, request, f"cannot change {agent.id} now: {why}; try again"))
-            return
-        agent.candidate = self._start_template(agent, version, settings, request, now)
-
-    def refuse(self, agent: Agent, message: str, now: float) -> None:
-        """The candidate has failed its trial: tell its caller, kill it, and forget it."""
-        template = agent.candidate
-        if template is None or template.request is None:
-            return
-        agent.candidate = None
-        agent.trial_slot = Slot()
-        self._emit(VersionRefused(agent.id, template.version, template.request, message))
-        for worker in [w for w in agent.workers.values() if w.template is template]:
-            if worker.state is not ProcessState.KILLING:
-                self.kill(agent, worker, now)
-        if template.state is not ProcessState.EXITED:
-            self._kill_template(template, now)
+        agent.current = self._orders.start_template(agent, version, agent.settings, None, now)
 
     # Templates
 
@@ -95,7 +57,7 @@ class Pool:
         template.move(ProcessState.READY)
         template.deadline = None
         if template is agent.candidate:
-            self._fork(agent, template, agent.trial_slot, now)
+            self._orders.fork(agent, template, agent.trial_slot, now)
         else:
             agent.template_slot.succeeded()
 
@@ -103,10 +65,10 @@ class Pool:
         if template.state is not ProcessState.STARTING:
             return
         if template is agent.candidate:
-            self.refuse(agent, message, now)
+            self.versions.refuse(agent, message, now)
             return
-        self._kill_template(template, now)
-        self._failure(agent, agent.template_slot, message, now)
+        self._orders.kill_template(template, now)
+        self.versions.failed(agent, agent.template_slot, message, now)
 
     def template_exited(self, agent: Agent, template: Template, cause: str, now: float) -> None:
         unasked = template.state in (ProcessState.STARTING, ProcessState.READY)
@@ -115,9 +77,9 @@ class Pool:
         del self.templates[template.id]
         del agent.templates[template.id]
         if template is agent.candidate:
-            self.refuse(agent, f"the agent's template ended before it was ready ({cause})", now)
+            self.versions.refuse(agent, f"the agent's template ended before it was ready ({cause})", now)
         elif unasked and template is agent.current:
-            self._failure(agent, agent.template_slot, f"the agent's template ended ({cause})", now)
+            self.versions.failed(agent, agent.template_slot, f"the agent's template ended ({cause})", now)
 
     def template_due(self, agent: Agent, template: Template, now: float) -> None:
         """A template's wake-up."""
@@ -129,7 +91,7 @@ class Pool:
             self.template_failed(
                 agent, template, f"the template was not ready within {self._policy.start_timeout_s:g} s", now)
         else:
-            self._kill_template(template, now)
+            self._orders.kill_template(template, now)
 
     # Workers
 
@@ -140,14 +102,14 @@ class Pool:
         worker.deadline = None
         worker.idle_since = now
         if worker.template is agent.candidate:
-            self._promote(agent, worker, now)
+            self.versions.promote(agent, worker, now)
         self._router.freed(agent, worker, now)
 
     def worker_failed(self, agent: Agent, worker: Worker, message: str, now: float) -> None:
         if worker.state in (ProcessState.KILLING, ProcessState.EXITED):
             return
         worker.failure = message
-        self.kill(agent, worker, now)
+        self._orders.kill(agent, worker, now)
 
     def worker_exited(
         self, agent: Agent, worker: Worker, cause: str, undelivered: frozenset[str], now: float
@@ -163,10 +125,10 @@ class Pool:
         mourn(self._router, agent, worker, cause, undelivered, now)
         slot = worker.slot
         if worker.template is agent.candidate:
-            self.refuse(agent, reason, now)
+            self.versions.refuse(agent, reason, now)
         elif unasked:
-            self._failure(agent, slot, reason, now)
-        self._leave_slot(agent, worker)
+            self.versions.failed(agent, slot, reason, now)
+        self._orders.leave_slot(agent, worker)
 
     def run_ended(self, agent: Agent, worker: Worker, completed: bool, now: float) -> None:
         """A run has left `worker`; give the worker its next one, or let it go if it is draining."""
@@ -177,29 +139,7 @@ class Pool:
         if worker.state is ProcessState.READY:
             self._router.freed(agent, worker, now)
         elif worker.state is ProcessState.DRAINING and not worker.runs:
-            self._stop(worker, now)
-
-    def retire(self, agent: Agent, worker: Worker, drain_s: float | None, now: float) -> None:
-        """Let a worker go: at once when it is idle, else when its runs are over or `drain_s` has passed."""
-        self._leave_slot(agent, worker)
-        agent.idle.pop(worker.id, None)
-        if worker.state is ProcessState.STARTING:
-            self.kill(agent, worker, now)
-        elif worker.state is ProcessState.READY and worker.runs:
-            worker.move(ProcessState.DRAINING)
-        elif worker.state is ProcessState.READY:
-            self._stop(worker, now)
-        if worker.state is ProcessState.DRAINING and drain_s is not None:
-            worker.deadline = now + drain_s
-            self._deadlines.arm(worker, worker.deadline)
-
-    def kill(self, agent: Agent, worker: Worker, now: float) -> None:
-        agent.idle.pop(worker.id, None)
-        if worker.state is not ProcessState.KILLING:
-            worker.move(ProcessState.KILLING)
-        self._emit(KillWorker(worker.id))
-        worker.deadline = now + KILL_RETRY_S
-        self._deadlines.arm(worker, worker.deadline)
+            self._orders.stop(worker, now)
 
     def worker_due(self, agent: Agent, worker: Worker, now: float) -> None:
         """A worker's wake-up: its own deadline, and those of its runs."""
@@ -208,7 +148,7 @@ class Pool:
         for run in list(worker.runs.values()):
             if run.kill_at is not None and run.kill_at <= now:
                 if worker.state is not ProcessState.KILLING:
-                    self.kill(agent, worker, now)
+                    self._orders.kill(agent, worker, now)
             elif not run.stopping and run.deadline <= now:
                 self._router.stop(run, "timed-out", now)
         for at in (worker.deadline, *(run.kill_at or run.deadline for run in worker.runs.values())):
@@ -225,14 +165,14 @@ class Pool:
             self._refuse_waiting(agent, "quarantined", quarantine_message(agent), now)
         for template in [t for t in agent.templates.values() if not t.workers] if len(agent.templates) > 1 else ():
             if template not in (agent.current, agent.candidate):
-                self._stop_template(template, now)
+                self._orders.stop_template(template, now)
 
     def wind_down(self, agent: Agent, why: str, now: float) -> None:
         """Let everything of the agent go; `agent.empty` will say when it has gone."""
-        self.refuse(agent, f"{agent.id} is {why}", now)
+        self.versions.refuse(agent, f"{agent.id} is {why}", now)
         self._refuse_waiting(agent, "draining", f"{agent.id} is {why}", now)
         for worker in list(agent.workers.values()):
-            self.retire(agent, worker, self._policy.drain_s, now)
+            self._orders.retire(agent, worker, self._policy.drain_s, now)
         agent.slots.clear()
         agent.vacant.clear()
         agent.current = None
@@ -242,19 +182,12 @@ class Pool:
         self._refuse_waiting(agent, "draining", f"{agent.id} is going away", now)
         for template in list(agent.templates.values()):
             if not template.workers:
-                self._stop_template(template, now)
+                self._orders.stop_template(template, now)
         if not agent.empty:
             return False
         if agent.removal_request is not None:
             self._emit(AgentRemoved(agent.id, agent.removal_request))
         return True
-
-    def release(self, agent: Agent, now: float) -> None:
-        """The end of a quarantine: the agent may try again."""
-        agent.move(AgentState.ACTIVE)
-        agent.record.clear()
-        for slot in [agent.template_slot, *agent.slots]:
-            slot.not_before = 0.0
 
     def _scale(self, agent: Agent, template: Template, now: float) -> None:
         if template.state is ProcessState.EXITED or template.state is ProcessState.KILLING:
@@ -280,7 +213,7 @@ class Pool:
         for slot in list(agent.vacant):
             if slot.not_before <= now:
                 agent.vacant.remove(slot)
-                self._fork(agent, template, slot, now)
+                self._orders.fork(agent, template, slot, now)
             else:
                 self._deadlines.arm(agent, slot.not_before)
 
@@ -294,84 +227,14 @@ class Pool:
             worker.slot.worker = None
             if worker.state is ProcessState.READY:
                 agent.idle.pop(worker.id, None)
-                self._stop(worker, now)
-
-    def _promote(self, agent: Agent, first: Worker, now: float) -> None:
-        template = first.template
-        request, template.request = template.request or "", None
-        agent.current, agent.candidate = template, None
-        agent.settings = template.settings
-        self._deadlines.arm(agent, now)  # what is due by the new settings may be due earlier
-        if agent.state is AgentState.QUARANTINED:
-            agent.move(AgentState.ACTIVE)
-        agent.record.clear()
-        for worker in [w for w in agent.workers.values() if w is not first]:
-            self.retire(agent, worker, None, now)
-        agent.slots, agent.vacant = [agent.trial_slot], []
-        agent.trial_slot, agent.template_slot = Slot(), Slot()
-        self._emit(VersionPromoted(agent.id, template.version, request))
+                self._orders.stop(worker, now)
 
     def _replace_template(self, agent: Agent, template: Template, now: float) -> None:
         slot = agent.template_slot
         if slot.not_before <= now:
-            agent.current = self._start_template(agent, template.version, template.settings, None, now)
+            agent.current = self._orders.start_template(agent, template.version, template.settings, None, now)
         else:
             self._deadlines.arm(agent, slot.not_before)
-
-    def _start_template(
-        self, agent: Agent, version: int, settings: Settings, request: str | None, now: float
-    ) -> Template:
-        self._born += 1
-        template = Template(f"t-{self._boot_id}-{self._born}", agent.id, version, settings, request)
-        self.templates[template.id] = agent.templates[template.id] = template
-        template.deadline = now + self._policy.start_timeout_s
-        self._deadlines.arm(template, template.deadline)
-        self._emit(StartTemplate(template.id, agent.id, version))
-        return template
-
-    def _stop_template(self, template: Template, now: float) -> None:
-        if template.state in (ProcessState.STARTING, ProcessState.READY):
-            template.move(ProcessState.STOPPING)
-            self._emit(StopTemplate(template.id))
-            template.deadline = now + self._policy.grace_s
-            self._deadlines.arm(template, template.deadline)
-
-    def _kill_template(self, template: Template, now: float) -> None:
-        if template.state is not ProcessState.KILLING:
-            template.move(ProcessState.KILLING)
-        self._emit(KillTemplate(template.id))
-        template.deadline = now + KILL_RETRY_S
-        self._deadlines.arm(template, template.deadline)
-
-    def _fork(self, agent: Agent, template: Template, slot: Slot, now: float) -> None:
-        self._born += 1
-        worker = Worker(f"w-{self._boot_id}-{self._born}", template, slot, now)
-        self.workers[worker.id] = agent.workers[worker.id] = slot.worker = worker
-        template.workers += 1
-        worker.deadline = now + self._policy.start_timeout_s
-        self._deadlines.arm(worker, worker.deadline)
-        self._emit(ForkWorker(template.id, worker.id))
-
-    def _stop(self, worker: Worker, now: float) -> None:
-        worker.move(ProcessState.STOPPING)
-        self._emit(StopWorker(worker.id))
-        worker.deadline = now + self._policy.grace_s
-        self._deadlines.arm(worker, worker.deadline)
-
-    def _leave_slot(self, agent: Agent, worker: Worker) -> None:
-        slot = worker.slot
-        if slot.worker is worker:
-            slot.worker = None
-            if slot in agent.slots:
-                agent.vacant.append(slot)
-
-    def _failure(self, agent: Agent, slot: Slot, reason: str, now: float) -> None:
-        slot.failed(now, self._uniform)
-        agent.record.failed(now, reason)
-        if agent.record.exhausted(now) and agent.state is AgentState.ACTIVE:
-            agent.move(AgentState.QUARANTINED)
-            agent.quarantined_until = now + QUARANTINE_S
-            self._deadlines.arm(agent, agent.quarantined_until)
 
     def _refuse_waiting(self, agent: Agent, code: str, message: str, now: float) -> None:
         # the last first, so that none of them takes the place of another meanwhile
@@ -390,10 +253,4 @@ class Pool:
         elif worker.state in (ProcessState.STOPPING, ProcessState.KILLING):
             if worker.state is ProcessState.KILLING:
                 resolve_lost(self._router, agent, worker, "it was killed, and the kernel has not let it go", now)
-            self.kill(agent, worker, now)
-
-
-def quarantine_message(agent: Agent) -> str:
-    return (
-        f"{agent.id} is refused for a while because its workers keep dying: {agent.record.reason}; `orpheusctl logs "
-        f"{agent.id}` has what they said, and a deploy that works ends it at once")
+            self._orders.kill(agent, worker, now)

@@ -14,9 +14,10 @@ from orpheusd.core.agent import Agent, AgentState, Settings
 from orpheusd.core.deadlines import Deadlines
 from orpheusd.core.effects import Effect, Stopped, VersionRefused
 from orpheusd.core.lifecycle import IllegalMove
-from orpheusd.core.pool import Policy, Pool, quarantine_message
+from orpheusd.core.pool import Policy, Pool
 from orpheusd.core.routing import Lane, Router
 from orpheusd.core.run import Run, RunState
+from orpheusd.core.versions import quarantine_message
 from orpheusd.core.worker import ProcessState, Template, Worker
 
 #: How many events an IllegalMove looks back on.
@@ -237,7 +238,7 @@ class Supervisor:
         agent = self.agents.get(event.agent)
         if agent is None:
             agent = self.agents[event.agent] = Agent(event.agent, event.settings)
-        self.pool.stage(agent, event.version, event.settings, event.request, now)
+        self.pool.versions.stage(agent, event.version, event.settings, event.request, now)
         return agent
 
     def _removal_requested(self, event: ev.RemovalRequested, now: float) -> Agent | None:
@@ -309,7 +310,7 @@ class Supervisor:
             self.deadlines.arm(agent, expiry)
         if agent.state is AgentState.QUARANTINED:
             if agent.quarantined_until <= now:
-                self.pool.release(agent, now)
+                self.pool.versions.release(agent)
             else:
                 self.deadlines.arm(agent, agent.quarantined_until)
 

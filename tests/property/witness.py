@@ -8,7 +8,8 @@ from typing import Any
 
 from orpheusd.core import effects as ef
 from orpheusd.core import events as ev
-from orpheusd.core.pool import KILL_RETRY_S, Policy
+from orpheusd.core.orders import KILL_RETRY_S
+from orpheusd.core.pool import Policy
 from tests.property.account import Account
 from tests.property.records import AgentRecord, RunRecord, SessionRecord, TemplateRecord, WorkerRecord, hold
 

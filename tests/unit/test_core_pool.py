@@ -5,7 +5,8 @@ import pytest
 from orpheusd.core import effects as ef
 from orpheusd.core import events as ev
 from orpheusd.core.agent import AgentState, Settings
-from orpheusd.core.pool import KILL_RETRY_S, Policy
+from orpheusd.core.orders import KILL_RETRY_S
+from orpheusd.core.pool import Policy
 from orpheusd.core.restart import BACKOFF_FIRST_S, BACKOFF_MOST_S, INTENSITY, QUARANTINE_S, WINDOW_S
 from tests.unit.core_world import UNIFORM, CoreWorld, all_of, only
 
