@@ -22,7 +22,7 @@ from orpheusd.deploy.versions import StoredVersion, VersionStore
 from orpheusd.engine import Engine, Verdict
 from orpheusd.errors import OrpheusError
 from orpheusd.operations import RESULT_LIMIT_BYTES
-from orpheusd.process.processes import Plan
+from orpheusd.process.plan import Plan
 from orpheusd.process.sandbox import Isolation
 from orpheusd.remembered import Remembered
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from orpheusd.blackbox import BlackBoxes
 from orpheusd.core import effects as ef
 from orpheusd.core import events as ev
 from orpheusd.core.invariants import check
@@ -25,7 +26,9 @@ from orpheusd.core.supervisor import Supervisor
 from orpheusd.operations import RESULT_LIMIT_BYTES
 from orpheusd.outcome import Outcome
 from orpheusd.process.causes import MESSAGE_LIMIT, TRACEBACK_LIMIT, TYPE_LIMIT
-from orpheusd.process.processes import Plan, Processes, Sinks
+from orpheusd.process.plan import Plan
+from orpheusd.process.processes import Processes, Sinks
+from orpheusd.process.remains import Remains
 from orpheusd.process.sandbox import Interpreter, Isolation, RuntimeLib
 from orpheusd.recorder import Recorder
 from orpheusd.remembered import Remembered
@@ -34,6 +37,8 @@ from orpheusd.wire.worker import ENDED_STATES, Message
 
 log = logging.getLogger(__name__)
 
+#: Of a dead worker's stack this much goes into the agent's log; the record of its run has all of it.
+STACK_LINES = 200
 #: What is kept of an error a worker tells: characters. A worker cuts by itself; a lying one is cut here.
 ERROR_LIMITS = {"type": TYPE_LIMIT, "message": MESSAGE_LIMIT, "traceback": TRACEBACK_LIMIT}
 
@@ -77,11 +82,12 @@ class Engine:
         self.supervisor = Supervisor(boot_id, policy, random.random)
         self.processes = Processes(
             runtime_dir, isolation, interpreter, lib,
-            Sinks(self.feed, self._ended, self._output, self._log, on_note))
+            Sinks(self.feed, self._died, self._ended, self._output, self._log, on_note))
         self.plans: dict[tuple[str, int], Plan] = {}
         self.pending: dict[str, Pending] = {}
         self.stopped = asyncio.Event()
         self.explanations = Explanations()
+        self._black_boxes = BlackBoxes()
         self._loop = asyncio.get_running_loop()
         self._recorder = recorder
         self._remembered = remembered
@@ -101,7 +107,8 @@ class Engine:
             ef.KillTemplate: lambda effect: self.processes.kill_template(effect.template),
             ef.ForkWorker: lambda effect: self.processes.fork(effect.template, effect.worker),
             ef.StopWorker: lambda effect: self.processes.stop(effect.worker),
-            ef.KillWorker: lambda effect: self.processes.kill(effect.worker),
+            ef.AbortWorker: lambda effect: self.processes.abort(effect.worker, effect.why),
+            ef.KillWorker: lambda effect: self.processes.kill(effect.worker, effect.why),
             ef.CancelRun: lambda effect: self.processes.cancel(effect.worker, effect.run, effect.reason),
             ef.EndSession: self._end_session,
             ef.VersionPromoted: self._promoted,
@@ -118,8 +125,11 @@ class Engine:
         self._turning = True
         try:
             while self._waiting:
-                for effect in self.supervisor.handle(self._waiting.popleft(), self.now()):
+                event = self._waiting.popleft()
+                for effect in self.supervisor.handle(event, self.now()):
                     self._do[type(effect)](effect)
+                if event.__class__ is ev.WorkerExited:
+                    self._black_boxes.forget(event.worker)
                 if self._debug:
                     check(self.supervisor)
         except Exception as error:
@@ -193,9 +203,11 @@ class Engine:
         if effect.code and said:
             error = _read_error(said)
             text = _sentence(effect.code, error) or text
+        black_box = self._black_boxes.of(effect.worker, effect.cause) if effect.worker and effect.cause else {}
         outcome = Outcome(
             effect.run, effect.state, effect.code, text, b"" if effect.code else said, error, effect.worker,
-            effect.session, effect.context, effect.turn, round(effect.duration_s * 1000, 3), effect.cause, effect.why)
+            effect.session, effect.context, effect.turn, round(effect.duration_s * 1000, 3), effect.cause, effect.why,
+            black_box)
         self._recorder.ended(outcome)
         self.explanations.keep(outcome)
         if effect.session is not None and effect.context is not None:
@@ -222,6 +234,13 @@ class Engine:
             future.set_result(Verdict(error))
 
     # What workers say
+
+    def _died(self, worker_id: str, remains: Remains) -> None:
+        """Its death follows as an event. Where it was is told in the log too, where others look first."""
+        self._black_boxes.died(worker_id, remains)
+        for text in remains.stack.splitlines()[:STACK_LINES]:
+            self._log(worker_id, Message("log", {
+                "run_id": None, "session_id": None, "stream": "stderr", "text": text, "dropped_bytes": 0}))
 
     def _ended(self, worker_id: str, message: Message) -> None:
         message = _believable(message)
@@ -255,6 +274,7 @@ class Engine:
         if fields["dropped_bytes"]:
             row["dropped_bytes"] = fields["dropped_bytes"]
         self._on_log(worker.agent, row)
+        self._black_boxes.line(worker_id, row["stream"], row["text"])
         pending = self._pending_on(worker_id, run_id) if run_id is not None else None
         if pending is not None and pending.on_event is not None:
             pending.on_event("log", {"data": {"stream": row["stream"], "text": row["text"]}})

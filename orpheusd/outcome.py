@@ -8,7 +8,8 @@ from orpheusd.core.effects import Why
 class Outcome(NamedTuple):
     """`result` is the handler's, as JSON, when `code` is ""; else `error` has what the worker told of it.
 
-    `cause` is how the worker died, when that ended the run.
+    `cause` is how the worker died, when that ended the run, and `black_box` what was kept of it then: `cause`,
+    `stack`, `peak_rss_bytes` and `log`. Else they are empty.
     """
 
     run_id: str
@@ -24,3 +25,4 @@ class Outcome(NamedTuple):
     duration_ms: float
     cause: str
     why: Why
+    black_box: dict[str, Any]

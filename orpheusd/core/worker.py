@@ -70,11 +70,11 @@ class Worker:
 
     Invariant: it has runs only while READY, DRAINING or KILLING, and never more than `capacity` of them.
     `sessions` counts the sessions whose home it is, `saved` those of them with saved state; `lanes` are the waiting
-    lanes that want this worker.
+    lanes that want this worker. `killed` tells that KILLING has come to SIGKILL.
     """
 
     __slots__ = (
-        "agent", "capacity", "deadline", "failure", "id", "idle_since", "lanes", "runs", "saved", "served",
+        "agent", "capacity", "deadline", "failure", "id", "idle_since", "killed", "lanes", "runs", "saved", "served",
         "sessions", "slot", "started_at", "state", "template", "version",
     )  # fmt: skip
 
@@ -95,6 +95,7 @@ class Worker:
         self.idle_since = now
         self.deadline: float | None = None
         self.failure = ""
+        self.killed = False
 
     def move(self, state: ProcessState) -> None:
         move(self, TRANSITIONS, state)

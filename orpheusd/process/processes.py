@@ -24,7 +24,10 @@ from orpheusd.process.causes import cause_of, error_text
 from orpheusd.process.channel import Channel, listen
 from orpheusd.process.launch import TemplateProcess, launch_template
 from orpheusd.process.monitor import Monitor
-from orpheusd.process.sandbox import SOCKET_NAME, Interpreter, Isolation, RuntimeLib, TemplateSpec, template_argv
+from orpheusd.process.pidfds import PidFd
+from orpheusd.process.plan import Plan
+from orpheusd.process.remains import Ending, Remains
+from orpheusd.process.sandbox import SOCKET_NAME, Interpreter, Isolation, RuntimeLib, template_argv
 from orpheusd.wire.worker import PROTOCOL_VERSION, Message
 
 log = logging.getLogger(__name__)
@@ -32,6 +35,8 @@ log = logging.getLogger(__name__)
 #: After a worker's death is proved: how long its last words may take, and the template's word on its status.
 LAST_WORDS_S = 1.0
 STATUS_S = 0.5
+#: A process that dies closes its channel first: so long it may be about to, before it is one that only did that.
+DYING_S = 0.2
 #: What a template prints before it can speak is kept for the error that its failure becomes.
 KEPT_OUTPUT_LINES = 20
 
@@ -43,21 +48,11 @@ LOG_TEXT_LIMIT = 16 * 1024
 DOORBELL = signal.SIGUSR1
 
 
-class Plan(NamedTuple):
-    """What is needed to start a template of one agent version. `setup` is told to the template, secrets included."""
-
-    agent: str
-    code_dir: Path
-    workspace_dir: Path
-    venv_dir: Path | None
-    network: bool
-    setup: dict[str, Any]
-
-
 class Sinks(NamedTuple):
-    """Where things go that are heard: events of the core, and what belongs to runs."""
+    """Where things go that are heard: events of the core, and what belongs to runs. `died` comes before the event."""
 
     event: Callable[[ev.Event], None]
+    died: Callable[[str, Remains], None]
     ended: Callable[[str, Message], None]
     output: Callable[[str, Message], None]
     log: Callable[[str, Message], None]
@@ -87,12 +82,16 @@ class _Worker:
         self.template = template
         self.nonce = secrets.token_hex(16)
         self.channel: Channel | None = None
-        self.status: int | None = None
+        self.ending = Ending()
         self.eof = False
         self.dead = False
         self.waited = False
-        self.kill_wanted = False
+        self.kill_wanted = ""
         self.told_to_stop = False
+
+    @property
+    def process(self) -> PidFd | None:
+        return self.channel.process if self.channel is not None else None
 
 
 class Processes:
@@ -161,18 +160,24 @@ class Processes:
         if worker.channel is not None:
             worker.channel.say("stop", {})
         else:
-            self.kill(worker_id)
+            self.kill(worker_id, "it was told to leave before it had said hello")
 
-    def kill(self, worker_id: str) -> None:
+    def abort(self, worker_id: str, why: str) -> None:
+        """End it by SIGABRT, on which it leaves its stack; whether it obeys is not our business."""
+        worker = self._workers.get(worker_id)
+        if worker is not None and worker.process is not None:
+            worker.ending.send(worker.process, signal.SIGABRT, why)
+
+    def kill(self, worker_id: str, why: str) -> None:
         worker = self._workers.get(worker_id)
         if worker is None:
             return
-        if worker.channel is not None and worker.channel.process is not None:
-            worker.channel.process.send_signal(signal.SIGKILL)
+        if worker.process is not None:
+            worker.ending.send(worker.process, signal.SIGKILL, why)
         elif worker.kill_wanted:
             # asked twice and never seen: only its template knows which process it is
             self.kill_template(worker.template.id)
-        worker.kill_wanted = True
+        worker.kill_wanted = worker.kill_wanted or why
 
     def run(self, worker_id: str, fields: dict[str, Any], payload: bytes) -> None:
         worker = self._workers.get(worker_id)
@@ -182,10 +187,9 @@ class Processes:
     def cancel(self, worker_id: str, run_id: str, reason: str) -> None:
         """Say it on the channel, then ring: a handler that computes does not read its channel."""
         worker = self._workers.get(worker_id)
-        if worker is None or worker.channel is None or worker.channel.process is None:
-            return
-        worker.channel.say("cancel", {"run_id": run_id, "reason": reason})
-        worker.channel.process.send_signal(DOORBELL)
+        if worker is not None and worker.channel is not None and worker.process is not None:
+            worker.channel.say("cancel", {"run_id": run_id, "reason": reason})
+            worker.process.send_signal(DOORBELL)
 
     def end_session(self, worker_id: str, session_id: str, reason: str) -> None:
         worker = self._workers.get(worker_id)
@@ -194,9 +198,7 @@ class Processes:
 
     def pid(self, worker_id: str) -> int | None:
         worker = self._workers.get(worker_id)
-        if worker is None or worker.channel is None or worker.channel.process is None:
-            return None
-        return worker.channel.process.pid
+        return worker.process.pid if worker is not None and worker.process is not None else None
 
     async def kill_all(self, timeout_s: float) -> None:
         """Kill every template, and with it everything in its sandbox; wait `timeout_s` for them to be gone."""
@@ -222,7 +224,7 @@ class Processes:
     def violated(self, channel: Channel, detail: str) -> None:
         if channel.owner in self._workers:
             self._sinks.event(ev.WorkerMisbehaved(channel.owner, detail))
-            self.kill(channel.owner)
+            self.kill(channel.owner, f"protocol violation: {detail}")
         elif channel.owner in self._templates:
             self._sinks.note(channel.owner, f"the template broke the protocol: {detail}")
             self.kill_template(channel.owner)
@@ -234,9 +236,8 @@ class Processes:
         worker = self._workers.get(channel.owner)
         if worker is not None and worker.channel is channel:
             worker.eof = True
-            if not worker.dead and not worker.told_to_stop and channel.process is not None:
-                # EOF without death: it closed its channel, and nobody can reach it any more
-                channel.process.send_signal(signal.SIGKILL)
+            if not worker.dead and not worker.told_to_stop:
+                asyncio.get_running_loop().call_later(DYING_S, self._not_dying, worker)
             self._conclude(worker)
             return
         template = self._templates.get(channel.owner)
@@ -270,7 +271,7 @@ class Processes:
         channel.process.watch(loop, lambda: self._died(known))
         self.monitor.register(id, channel.process.pid)
         if known.kill_wanted:
-            channel.process.send_signal(signal.SIGKILL)
+            known.ending.send(channel.process, signal.SIGKILL, known.kill_wanted)
 
     def _heard_ready(self, channel: Channel, message: Message) -> None:
         if channel.owner in self._workers:
@@ -288,7 +289,7 @@ class Processes:
     def _heard_exited(self, channel: Channel, message: Message) -> None:
         worker = self._workers.get(message.fields["worker_id"])
         if worker is not None and worker.template.id == channel.owner:
-            worker.status = message.fields["status"]
+            worker.ending.buried(message.fields)
             worker.dead = True
             if worker.channel is None:
                 worker.eof = True
@@ -321,6 +322,11 @@ class Processes:
         loop.call_later(STATUS_S, self._give_up_on_status, worker)
         self._conclude(worker)
 
+    def _not_dying(self, worker: _Worker) -> None:
+        """EOF without death: it closed its channel, and nobody can reach it any more."""
+        if not worker.dead and worker.process is not None:
+            worker.ending.send(worker.process, signal.SIGKILL, "it closed its channel")
+
     def _give_up_on_eof(self, worker: _Worker) -> None:
         """Somebody the worker left behind holds its channel open."""
         if not worker.eof and worker.channel is not None:
@@ -331,17 +337,20 @@ class Processes:
         self._conclude(worker)
 
     def _conclude(self, worker: _Worker) -> None:
-        if not (worker.eof and worker.dead and (worker.status is not None or worker.waited)):
+        if not (worker.eof and worker.dead and (worker.ending.status is not None or worker.waited)):
             return
         if self._workers.pop(worker.id, None) is None:
             return
-        if worker.channel is not None and worker.channel.process is not None:
-            worker.channel.process.close()
+        if worker.process is not None:
+            worker.process.close()
+        now = asyncio.get_running_loop().time()
+        remains = worker.ending.remains(self.monitor.oom_kills, self.monitor.peak_rss_bytes(worker.id), now)
         self.monitor.forget(worker.id)
         if not worker.told_to_stop:
-            log.warning("worker %s of %s ended: %s", worker.id, worker.template.plan.agent, cause_of(worker.status))
+            log.warning("worker %s of %s ended: %s", worker.id, worker.template.plan.agent, remains.cause)
         unread = frozenset(worker.channel.undelivered) if worker.channel is not None else frozenset[str]()
-        self._sinks.event(ev.WorkerExited(worker.id, cause_of(worker.status), unread))
+        self._sinks.died(worker.id, remains)
+        self._sinks.event(ev.WorkerExited(worker.id, str(remains.cause), unread))
 
     # A template's life
 
@@ -371,13 +380,9 @@ class Processes:
         self._sinks.event(ev.TemplateExited(template.id, cause))
 
     async def _launch(self, template: _Template, link_dir: Path) -> str:
-        plan = template.plan
-        spec = TemplateSpec(
-            template.id, plan.agent, plan.code_dir, plan.workspace_dir, plan.venv_dir, link_dir, plan.network)
+        spec = template.plan.spec(template.id, link_dir)
         command = template_argv(self._isolation, self._interpreter, spec, self._lib)
-        template.setup = {
-            **plan.setup, "code_dir": command.code_dir, "workspace_dir": command.workspace_dir,
-            "isolation": self._isolation.mode}
+        template.setup = template.plan.setup_inside(command, self._isolation)
         line = orjson.dumps({"template_id": template.id, "nonce": template.nonce, "socket": command.socket})
 
         def on_output(text: str) -> None:

@@ -113,6 +113,14 @@ def closes_channel(_input):
     time.sleep(3600)
 
 
+def breaks_the_protocol(_input):
+    begun()
+    for link in Path("/proc/self/fd").iterdir():
+        if int(link.name) > 2 and link.is_socket():
+            os.write(int(link.name), b"this is not JSON\n")
+    time.sleep(3600)
+
+
 def takes_memory(input_data):
     begun()
     held = bytearray(input_data["bytes"])

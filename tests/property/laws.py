@@ -49,7 +49,7 @@ def _check_waiting(witness: Witness, agent: AgentRecord) -> None:
 
 
 def _check_size(witness: Witness, agent: AgentRecord) -> None:
-    staying = [w for w in witness.workers.values() if w.agent == agent.id and not w.leaving and w.state != "killed"]
+    staying = [w for w in witness.workers.values() if w.agent == agent.id and not w.leaving and not w.doomed]
     trial = [w for w in staying if w.template == agent.candidate]
     most = agent.settings.max_workers
     hold(len(staying) - len(trial) <= most and len(trial) <= 1, f"{agent.id} has {len(staying)} workers of {most}")
@@ -98,7 +98,7 @@ def _deadlines(witness: Witness) -> Iterator[tuple[float, str]]:
     for worker in witness.workers.values():
         if worker.deadline is not None:
             yield worker.deadline, f"{worker.id}, {worker.state},"
-        if worker.state == "killed":
+        if worker.doomed:
             continue
         for run in worker.runs.values():
             yield run.deadline if run.kill_at is None else run.kill_at, f"{run.id} on {worker.id}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from orpheusd.core import effects as ef
 from orpheusd.core import events as ev
-from orpheusd.core.orders import KILL_RETRY_S
+from orpheusd.core.orders import ABORT_S, KILL_RETRY_S
 from orpheusd.core.pool import Policy
 from tests.property.account import Account
 from tests.property.records import AgentRecord, RunRecord, SessionRecord, TemplateRecord, WorkerRecord, hold
@@ -24,9 +24,10 @@ class Witness(Account):
         self._see: dict[type[Any], Callable[[Any], None]] = {
             ef.StartTemplate: self._start_template, ef.StopTemplate: self._stop_template,
             ef.KillTemplate: self._kill_template, ef.ForkWorker: self._fork_worker, ef.StopWorker: self._stop_worker,
-            ef.KillWorker: self._kill_worker, ef.Dispatch: self._dispatch, ef.CancelRun: self._cancel_run,
-            ef.EndSession: self._end_session, ef.Resolve: self._resolve, ef.VersionPromoted: self._version_promoted,
-            ef.VersionRefused: self._version_refused, ef.AgentRemoved: self._agent_removed, ef.Stopped: self._stop,
+            ef.AbortWorker: self._abort_worker, ef.KillWorker: self._kill_worker, ef.Dispatch: self._dispatch,
+            ef.CancelRun: self._cancel_run, ef.EndSession: self._end_session, ef.Resolve: self._resolve,
+            ef.VersionPromoted: self._version_promoted, ef.VersionRefused: self._version_refused,
+            ef.AgentRemoved: self._agent_removed, ef.Stopped: self._stop,
         }  # fmt: skip
 
     def saw(self, event: ev.Event, effects: list[ef.Effect], now: float) -> None:
@@ -134,9 +135,16 @@ class Witness(Account):
         hold(not worker.runs, f"{effect} though it has {list(worker.runs)}")
         hold(worker.state == "ready", f"{effect} though it is {worker.state}")
         if not worker.leaving:
-            left = sum(1 for w in self._workers_of(agent) if not w.leaving and w.state != "killed") - 1
+            left = sum(1 for w in self._workers_of(agent) if not w.leaving and not w.doomed) - 1
             hold(left >= agent.settings.min_workers, f"{effect} leaves {left} workers")
         worker.state, worker.leaving, worker.deadline = "stopping", True, self.now + self.policy.grace_s
+
+    def _abort_worker(self, effect: ef.AbortWorker) -> None:
+        worker = self.workers[effect.worker]
+        disobeyed = any(run.kill_at is not None and run.kill_at <= self.now for run in worker.runs.values())
+        hold(disobeyed, f"{effect} though none of its runs had to stop")
+        hold(worker.state == "ready", f"{effect} though it is {worker.state}")
+        worker.state, worker.deadline, worker.drain_deadline = "aborted", self.now + ABORT_S, None
 
     def _kill_worker(self, effect: ef.KillWorker) -> None:
         worker = self.workers[effect.worker]
@@ -144,8 +152,7 @@ class Witness(Account):
         due = worker.deadline is not None and worker.deadline <= self.now
         failed = isinstance(event, ev.WorkerFailed | ev.WorkerMisbehaved) and event.worker == worker.id
         not_wanted = worker.state == "starting" and worker.leaving
-        disobeyed = any(run.kill_at is not None and run.kill_at <= self.now for run in worker.runs.values())
-        hold(due or failed or not_wanted or disobeyed, f"{effect} without a cause")
+        hold(due or failed or not_wanted, f"{effect} without a cause")
         if due and worker.state == "starting" and not worker.leaving:
             worker.blamed = True
         worker.state, worker.deadline, worker.drain_deadline = "killed", self.now + KILL_RETRY_S, None

@@ -77,7 +77,7 @@ def test_a_version_that_does_not_start_is_refused_and_changes_nothing(how: str) 
             "misbehaved": lambda: world.tell(ev.WorkerMisbehaved(worker, "said nonsense")),
         }[how]()
         if how != "worker exited":
-            assert ef.KillWorker(worker) in world.effects
+            assert only(world.effects, ef.KillWorker).worker == worker
             effects += world.die(worker)
     refused = only(effects, ef.VersionRefused)
     said = {"failed": "no such module", "template failed": "no such module", "template exited": "exit 3",
@@ -114,7 +114,8 @@ def test_a_trial_has_a_deadline() -> None:
     world.wait(29.999)
     assert all_of(world.effects, ef.VersionRefused) == []
     world.wait(0.001)
-    assert world.effects[-1] == ef.KillWorker(worker)
+    assert world.effects[-1] == ef.KillWorker(
+        worker, "the worker was not ready within 30 s (is something slow or waiting at import?)")
     world.die(worker)
     assert "not ready within 30 s" in only(world.effects, ef.VersionRefused).message
     assert world.ready() == [old]
@@ -256,7 +257,8 @@ def test_a_kill_that_does_not_work_is_repeated_and_its_runs_are_given_up() -> No
     run = world.request()
     world.tell(ev.WorkerMisbehaved(worker, "nonsense"))
     world.wait(KILL_RETRY_S)
-    assert all_of(world.effects, ef.KillWorker) == [ef.KillWorker(worker)] * 2
+    assert [kill.worker for kill in all_of(world.effects, ef.KillWorker)] == [worker] * 2
+    assert all_of(world.effects, ef.KillWorker)[0].why == "protocol violation: nonsense"
     assert world.outcome(run) == ("crashed", "worker-crashed")
 
 
@@ -340,7 +342,7 @@ def test_removal_does_not_wait_for_ever_for_a_run() -> None:
     world.wait(10.0)
     assert only(world.effects, ef.CancelRun).run == run
     world.wait(2.0)
-    assert world.effects[-1] == ef.KillWorker(worker)
+    assert world.effects[-1] == ef.AbortWorker(worker, "a run was cancelled and did not stop within 2 s")
     world.die(worker)
     assert world.outcome(run) == ("cancelled", "cancelled")
 
