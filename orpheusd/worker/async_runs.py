@@ -20,6 +20,7 @@ from orpheusd.worker.channel import Channel, ChannelClosed
 from orpheusd.worker.handler import ASYNC_GENERATOR, Handler
 from orpheusd.worker.hooks import Ends, start
 from orpheusd.worker.launch import Setup
+from orpheusd.worker.notes import Notes, where
 from orpheusd.worker.results import Pieces, encode
 from orpheusd.worker.runs import RETURNED, Outcome, Run, completed, reason_of, told
 
@@ -34,12 +35,13 @@ class AsyncRuns:
     no more than `concurrency` handlers are inside at once.
     """
 
-    def __init__(self, channel: Channel, handler: Handler, setup: Setup, worker_id: str) -> None:
+    def __init__(self, channel: Channel, handler: Handler, setup: Setup, worker_id: str, notes: Notes) -> None:
         self.form = handler.form
         self._channel = channel
         self._handler = handler
         self._setup = setup
         self._worker_id = worker_id
+        self._notes = notes
         self._loop = asyncio.new_event_loop()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._reasons: dict[str, str] = {}
@@ -109,6 +111,7 @@ class AsyncRuns:
         if run_id in self._tasks or any(message.fields["run_id"] == run_id for message in self._waiting):
             self._reasons.setdefault(run_id, reason)
             if run_id in self._inside:
+                self._notes.add(run_id, where(self._tasks[run_id].get_coro()))
                 self._tasks[run_id].cancel()
 
     async def _execute(self, message: Message) -> None:
@@ -119,6 +122,7 @@ class AsyncRuns:
         fields, payload = run.ended(outcome)
         del self._tasks[run.id]
         self._reasons.pop(run.id, None)
+        self._notes.remove(run.id)
         self._channel.regain()
         try:
             self._channel.check()

@@ -25,9 +25,10 @@ def open_fds() -> frozenset[int]:
     return frozenset(fd for fd in listed if _is_open(fd))
 
 
-def reset_after_fork(stdout: int, stderr: int, sheet: int, preloaded: frozenset[int]) -> None:
+def reset_after_fork(stdout: int, stderr: int, sheet: int, preloaded: frozenset[int]) -> int:
     """Make a forked child of the template a process of its own, with these fds as its output and its stack sheet.
 
+    Returns the number that the sheet has from now on.
     `preloaded` are fds that a preloaded module opened at import. They are not shared, but their numbers stay
     taken: the module's objects still hold them, and must not close or write what takes their place.
     """
@@ -45,10 +46,12 @@ def reset_after_fork(stdout: int, stderr: int, sheet: int, preloaded: frozenset[
         elif fd > 2 and fd not in (dead, sheet):
             os.close(fd)
     os.close(dead)
-    write_on(os.dup(sheet))  # the lowest that is free: a template has hundreds
+    own = os.dup(sheet)  # the lowest that is free: a template has hundreds
     os.close(sheet)
+    write_on(own)
     gc.enable()
     _reseed()
+    return own
 
 
 def threads_started() -> int:

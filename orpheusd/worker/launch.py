@@ -49,12 +49,13 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Birth:
-    """What a forked child needs to become a worker."""
+    """What a forked child needs to become a worker. `sheet` is the fd of its stack sheet."""
 
     worker_id: str
     nonce: str
     socket: str
     setup: Setup
+    sheet: int
 
 
 def _checked(kind: Any, value: Any) -> dict[str, Any]:

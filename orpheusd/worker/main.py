@@ -15,6 +15,7 @@ from orpheusd.worker.async_runs import AsyncRuns
 from orpheusd.worker.channel import Channel, ChannelClosed, dial
 from orpheusd.worker.doorbell import Doorbell
 from orpheusd.worker.launch import EXIT_CANNOT_START, EXIT_CHANNEL, Birth, Setup
+from orpheusd.worker.notes import Notes
 from orpheusd.worker.output import Output, switchboard
 from orpheusd.worker.sync_runs import SyncRuns
 from workspace import _runtime
@@ -101,7 +102,7 @@ def _live(birth: Birth) -> int:
 
 def _prepare(found: handler.Handler, channel: Channel, birth: Birth) -> AsyncRuns | SyncRuns:
     if found.is_async:
-        return AsyncRuns(channel, found, birth.setup, birth.worker_id)
+        return AsyncRuns(channel, found, birth.setup, birth.worker_id, Notes(birth.sheet))
     doorbell = Doorbell(channel)
     doorbell.install()
     return SyncRuns(channel, doorbell, found, birth.setup, birth.worker_id)

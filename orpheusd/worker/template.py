@@ -234,11 +234,11 @@ class Template:
         if pid == 0:
             try:
                 self._channel.abandon()
-                reset_after_fork(stdout_writer, stderr_writer, stack, self._preloaded)
+                stack = reset_after_fork(stdout_writer, stderr_writer, stack, self._preloaded)
             except BaseException:
                 traceback.print_exc(file=sys.__stderr__)
                 os._exit(EXIT_CANNOT_START)
-            return Birth(worker_id, nonce, self._launch.socket, setup)
+            return Birth(worker_id, nonce, self._launch.socket, setup, stack)
         self._children.workers[pid] = worker_id
         self._sheets[worker_id] = stack
         os.close(stdout_writer)

@@ -68,6 +68,25 @@ def test_an_async_worker_tells_its_stack(tmp_path_factory: pytest.TempPathFactor
         assert "in spins" in aborted(peer, peer.start().worker("async"), "spins")["stack"]
 
 
+def test_an_async_worker_notes_where_a_run_was_that_does_not_stop(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with Peer(tmp_path_factory.mktemp("notes"), "stuck_async", concurrency=2) as peer:
+        worker = peer.start().worker("async")
+        assert worker.hello
+        obedient, stubborn = worker.run({"do": "awaits"}), worker.run({"do": "catches_everything"})
+        worker.take("log", text="in awaits")
+        worker.take("log", text="in catches_everything")
+        worker.cancel(stubborn)
+        worker.cancel(obedient)
+        assert worker.ended(obedient).state == "cancelled"
+        os.kill(worker.pid, signal.SIGABRT)
+        stack = peer.buried(worker.hello.fields["id"])["stack"]
+        assert stack.startswith("Fatal Python error: Aborted")
+        _, told, note = stack.partition(f"Run {stubborn}, when it was told to stop (most recent call last):\n")
+        assert told and "in catches_everything" in note and "in sleep" in note.splitlines()[-2]
+        assert obedient not in stack, "the note of a run that has ended is taken back"
+        peer.end(worker)
+
+
 def test_a_worker_that_leaves_has_an_empty_sheet(peer: Peer) -> None:
     worker = peer.worker()
     assert worker.hello
