@@ -19,7 +19,8 @@ from bench import peers
 from bench.measure import Row, milliseconds, times, verdict
 from orpheusd.core import events as ev
 from orpheusd.operations import RESULT_LIMIT_BYTES
-from orpheusd.process.processes import Plan, Processes, Sinks
+from orpheusd.process.plan import Plan
+from orpheusd.process.processes import Processes, Sinks
 from orpheusd.process.sandbox import detect, find_interpreter, make_lib_dir
 
 AGENTS = {"empty agent": (peers.AGENTS / "echo", False),
@@ -57,7 +58,7 @@ class _Herd:
         ignored: Callable[..., None] = lambda *_: None  # noqa: E731
         lib = make_lib_dir(directory / "run" / "lib")
         self.processes = Processes(directory / "run", detect("auto"), find_interpreter(), lib,
-                                   Sinks(self._hear, ignored, ignored, ignored, ignored))
+                                   Sinks(self._hear, ignored, ignored, ignored, ignored, ignored))
 
     async def template(self, id: str, folder: Path, preload: bool) -> None:
         workspace = self._directory / id

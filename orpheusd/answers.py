@@ -98,4 +98,4 @@ def outcome_of(detail: RunDetail) -> Outcome:
     return Outcome(
         run.run_id, run.state, run.code or "", run.error_message or "", detail.result or b"",
         {name: text for name, text in error.items() if text is not None}, run.worker_id, run.session_id, run.context,
-        run.turn or 0, (run.duration_us or 0) / 1000, run.exit_cause or "", _NO_WHY)
+        run.turn or 0, (run.duration_us or 0) / 1000, run.exit_cause or "", _NO_WHY, 0.0, {})

@@ -26,7 +26,7 @@ from orpheusd.engine import Engine, Verdict
 from orpheusd.errors import OrpheusError
 from orpheusd.failpoints import reached
 from orpheusd.operations import RESULT_LIMIT_BYTES
-from orpheusd.process.lives import Plan
+from orpheusd.process.plan import Plan
 from orpheusd.process.records import Record
 from orpheusd.process.sandbox import Isolation
 from orpheusd.remembered import Remembered

@@ -16,8 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import orjson
-
 from orpheusd.commits import Commits
 from orpheusd.core import effects as ef
 from orpheusd.core import events as ev
@@ -31,12 +29,13 @@ from orpheusd.failpoints import reached
 from orpheusd.outcome import Outcome
 from orpheusd.pending import Pending
 from orpheusd.process.holdings import Session
-from orpheusd.process.lives import Plan
+from orpheusd.process.plan import Plan
 from orpheusd.process.processes import Processes, Sinks
 from orpheusd.process.sandbox import Interpreter, Isolation, RuntimeLib
 from orpheusd.recorder import Recorder
+from orpheusd.relay import Relay
 from orpheusd.remembered import Remembered
-from orpheusd.said import believable, is_json, read_error, sentence
+from orpheusd.said import believable, read_error, sentence
 from orpheusd.why import Explanations
 from orpheusd.wire.worker import Message
 
@@ -76,11 +75,13 @@ class Engine:
         debug: bool = False,
     ) -> None:
         self.supervisor = Supervisor(boot_id, policy, random.random)
-        self.processes = Processes(
-            runtime_dir, isolation, interpreter, lib,
-            Sinks(self._happened, self._adopted, self._ended, self._output, self._log, on_note))
         self.plans: dict[tuple[str, int], Plan] = {}
         self.pending: dict[str, Pending] = {}
+        self._relay = Relay(self.supervisor, self.pending, on_log)
+        self.processes = Processes(
+            runtime_dir, isolation, interpreter, lib,
+            Sinks(self._happened, self._relay.died, self._adopted, self._ended, self._relay.output, self._relay.log,
+                  on_note))
         self.quiet = asyncio.Event()
         self.stopped = asyncio.Event()
         self.explanations = Explanations()
@@ -91,7 +92,6 @@ class Engine:
         self._recorder = recorder
         recorder.listen(self._loop, self)
         self._remembered = remembered
-        self._on_log = on_log
         self._on_rolled_back = on_rolled_back
         self._debug = debug
         self._verdicts: dict[str, asyncio.Future[Verdict]] = {}
@@ -108,7 +108,8 @@ class Engine:
             ef.KillTemplate: lambda effect: self.processes.kill_template(effect.template),
             ef.ForkWorker: lambda effect: self.processes.fork(effect.template, effect.worker),
             ef.StopWorker: lambda effect: self.processes.stop(effect.worker),
-            ef.KillWorker: lambda effect: self.processes.kill(effect.worker),
+            ef.AbortWorker: lambda effect: self.processes.abort(effect.worker, effect.why),
+            ef.KillWorker: lambda effect: self.processes.kill(effect.worker, effect.why),
             ef.CancelRun: self._cancel,
             ef.EndSession: self._end_session,
             ef.VersionPromoted: self._promoted,
@@ -126,8 +127,11 @@ class Engine:
         self._turning = True
         try:
             while self._waiting:
-                for effect in self.supervisor.handle(self._waiting.popleft(), self.now()):
+                event = self._waiting.popleft()
+                for effect in self.supervisor.handle(event, self.now()):
                     self._do[type(effect)](effect)
+                if event.__class__ is ev.WorkerExited:
+                    self._relay.black_boxes.forget(event.worker)
                 if self._debug:
                     check(self.supervisor)
         except Exception as error:
@@ -253,10 +257,11 @@ class Engine:
             text = sentence(effect.code, error) or text
         if effect.state == "cancelled" and self.supervisor.stopping:
             text = STOPPING
+        black_box = self._relay.black_boxes.of(effect.worker, effect.cause) if effect.worker and effect.cause else {}
         outcome = Outcome(
             effect.run, effect.state, effect.code, text, b"" if effect.code else said, error, effect.worker,
             effect.session, effect.context, effect.turn, round(effect.duration_s * 1000, 3), effect.cause, effect.why,
-            effect.retry_in_s)
+            effect.retry_in_s, black_box)
         self._recorder.ended(outcome, pending.whole if pending is not None else self._recorder.found_whole(effect.run))
         self.explanations.keep(outcome)
         if effect.session is not None and effect.context is not None:
@@ -343,53 +348,9 @@ class Engine:
         self._unacknowledged[run.id] = worker_id
         reached("run-ended")
         if fields["dropped_bytes"]:
-            self._tell_dropped(worker_id, fields["run_id"], fields["dropped_bytes"])
+            self._relay.dropped(worker_id, fields["run_id"], fields["dropped_bytes"])
         self._ended_message = message
         self.feed(ev.RunEnded(
             worker_id, fields["run_id"], fields["state"], fields["code"], fields["context"] == "restored",
             fields["saved"]))
         self._ended_message = None
-
-    def _output(self, worker_id: str, message: Message) -> None:
-        pending = self._pending_on(worker_id, message.fields["run_id"])
-        if pending is not None and pending.on_event is not None and is_json(message.payload):
-            data = orjson.Fragment(message.payload)
-            pending.on_event("output", {"seq": message.fields["seq"], "data": data})
-
-    def _log(self, worker_id: str, message: Message, past_python: bool) -> None:
-        worker = self.supervisor.pool.workers.get(worker_id)
-        if worker is None:
-            return
-        fields = message.fields
-        run_id, session_id = fields["run_id"], fields["session_id"]
-        if past_python and len(worker.runs) == 1:
-            # by a program it started, or C code: the one run that is going on, as far as anybody can tell
-            run = next(iter(worker.runs.values()))
-            run_id, session_id = run.id, run.session
-        row = {"worker_id": worker_id, "run_id": run_id, "session_id": session_id, "stream": fields["stream"],
-               "text": fields["text"]}  # fmt: skip
-        if fields["dropped_bytes"]:
-            row["dropped_bytes"] = fields["dropped_bytes"]
-        self._on_log(worker.agent, row)
-        pending = self._pending_on(worker_id, run_id) if run_id is not None else None
-        if pending is not None and pending.on_event is not None:
-            pending.on_event("log", {"data": {"stream": row["stream"], "text": row["text"]}})
-
-    def _tell_dropped(self, worker_id: str, run_id: str, dropped_bytes: int) -> None:
-        """A run printed more than is kept: say so where its output is read."""
-        run = self.supervisor.runs.get(run_id)
-        pending = self._pending_on(worker_id, run_id)
-        if run is None or pending is None:
-            return
-        text = f"({dropped_bytes} bytes more were printed by this run and not kept)"
-        self._on_log(run.agent, {"worker_id": worker_id, "run_id": run_id, "session_id": run.session,
-                                 "stream": "stderr", "text": text, "dropped_bytes": dropped_bytes})  # fmt: skip
-        if pending.on_event is not None:
-            pending.on_event("dropped", {"data": {"bytes": dropped_bytes}})
-
-    def _pending_on(self, worker_id: str, run_id: str) -> Pending | None:
-        """The pending run, if this worker is really the one that executes it."""
-        run = self.supervisor.runs.get(run_id)
-        if run is None or run.worker is None or run.worker.id != worker_id:
-            return None
-        return self.pending.get(run_id)

@@ -8,8 +8,8 @@ from orpheusd.core.effects import Why
 class Outcome(NamedTuple):
     """`result` is the handler's, as JSON, when `code` is ""; else `error` has what the worker told of it.
 
-    `cause` is how the worker died, when that ended the run; `retry_in_s` when to ask again, 0 for the code's
-    own number.
+    `cause` is how the worker died, when that ended the run, and `black_box` what was kept of it then: `cause`,
+    `stack`, `peak_rss_bytes` and `log`. `retry_in_s` is when to ask again, 0 for the code's own number.
     """
 
     run_id: str
@@ -25,4 +25,5 @@ class Outcome(NamedTuple):
     duration_ms: float
     cause: str
     why: Why
-    retry_in_s: float = 0.0
+    retry_in_s: float
+    black_box: dict[str, Any]

@@ -114,7 +114,7 @@ class Recorder:
             result=outcome.result or None, error_type=error.get("type"),
             error_message=outcome.message or None, traceback=error.get("traceback"),
             exit_cause=outcome.cause or None, context=outcome.context, turn=outcome.turn,
-            whole=whole))
+            whole=whole, black_box=orjson.dumps(outcome.black_box).decode() if outcome.black_box else None))
 
     async def find(self, query: RunQuery) -> list[dict[str, Any]]:
         return [_row(run) for run in await asyncio.to_thread(self._queries.find, query)]

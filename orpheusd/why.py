@@ -27,13 +27,13 @@ _BY_CONTEXT = {
 
 
 class Explanations:
-    """Invariant: at most KEPT_RUNS outcomes, the latest, without their results."""
+    """Invariant: at most KEPT_RUNS outcomes, the latest, without what is large in them."""
 
     def __init__(self) -> None:
         self._outcomes: OrderedDict[str, Outcome] = OrderedDict()
 
     def keep(self, outcome: Outcome) -> None:
-        self._outcomes[outcome.run_id] = outcome._replace(result=b"", error={})
+        self._outcomes[outcome.run_id] = outcome._replace(result=b"", error={}, black_box={})
         if len(self._outcomes) > KEPT_RUNS:
             self._outcomes.popitem(last=False)
 

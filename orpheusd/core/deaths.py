@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 _STATE_OF_STOPPED = {"timed-out": RunState.TIMED_OUT, "cancelled": RunState.CANCELLED}
 _MESSAGE_OF_STOPPED = {
-    "timed-out": "the run took longer than its timeout, and its worker was killed",
-    "cancelled": "the run was cancelled, and its worker was killed because the handler did not stop",
+    "timed-out": "the run took longer than its timeout, and its worker ended with it",
+    "cancelled": "the run was cancelled, and its worker ended with it",
 }
 
 
@@ -35,6 +35,7 @@ def resolve_lost(router: Router, agent: "Agent", worker: Worker, cause: str, now
 
 def _end_of(run: Run, cause: str) -> tuple[RunState, str, str]:
     if run.stopping:
-        return _STATE_OF_STOPPED[run.stopping], run.stopping, _MESSAGE_OF_STOPPED[run.stopping]
+        return _STATE_OF_STOPPED[run.stopping], run.stopping, (
+            f"{_MESSAGE_OF_STOPPED[run.stopping]} ({cause}); `orpheusctl show {run.id}` shows where it was stuck")
     return RunState.CRASHED, "worker-crashed", (
-        f"the worker died while it ran this ({cause}); `orpheusctl logs {run.agent} --run {run.id}` has what it said")
+        f"the worker died while it ran this ({cause}); `orpheusctl show {run.id}` has its stack and its last lines")

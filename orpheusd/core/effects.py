@@ -32,8 +32,21 @@ class StopWorker(NamedTuple):
     worker: str
 
 
-class KillWorker(NamedTuple):
+class AbortWorker(NamedTuple):
+    """Have the worker die by SIGABRT, on which it writes down where it is stuck. One that does not is killed later.
+
+    `why` completes the sentence: orpheusd ended it because …
+    """
+
     worker: str
+    why: str
+
+
+class KillWorker(NamedTuple):
+    """`why` as in AbortWorker; of several orders about one worker the first one's counts."""
+
+    worker: str
+    why: str
 
 
 class Dispatch(NamedTuple):
@@ -138,7 +151,7 @@ class Stopped(NamedTuple):
 
 
 Effect = (
-    StartTemplate | StopTemplate | KillTemplate | ForkWorker | StopWorker | KillWorker
+    StartTemplate | StopTemplate | KillTemplate | ForkWorker | StopWorker | AbortWorker | KillWorker
     | Dispatch | CancelRun | EndSession | Resolve | VersionPromoted | VersionRefused | RolledBack | AgentRemoved
     | Stopped
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Orders to processes: a template or a worker is started, asked to leave, or killed, each with its deadline.
+"""Orders to processes: a template or a worker is started, asked to leave, aborted or killed, each with its deadline.
 
 Each order moves the process in its lifecycle, says when to look again, and tells the engine. Why it is given is
 not known here: `pool.py` and `versions.py` decide that.
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from orpheusd.core.agent import Agent, Settings
 from orpheusd.core.deadlines import Deadlines
 from orpheusd.core.effects import (
+    AbortWorker,
     Effect,
     ForkWorker,
     KillTemplate,
@@ -24,6 +25,9 @@ from orpheusd.core.worker import ProcessState, Template, Worker
 if TYPE_CHECKING:
     from orpheusd.core.pool import Policy
 
+#: An aborted worker writes down its stack and is gone in milliseconds. One that is not by then ignores it, or is
+#: stopped, and must be gone within a second of its run's grace.
+ABORT_S = 0.5
 #: After a SIGKILL only the kernel can be slow; look again this often.
 KILL_RETRY_S = 5.0
 
@@ -84,11 +88,22 @@ class Orders:
         worker.deadline = now + self._policy.grace_s
         self._deadlines.arm(worker, worker.deadline)
 
-    def kill(self, agent: Agent, worker: Worker, now: float) -> None:
+    def abort(self, agent: Agent, worker: Worker, why: str, now: float) -> None:
+        """Have it die, but tell where it is stuck. Its place is free at once: it may never go."""
+        self.leave_slot(agent, worker)
+        agent.idle.pop(worker.id, None)
+        worker.move(ProcessState.KILLING)
+        self._emit(AbortWorker(worker.id, why))
+        worker.deadline = now + ABORT_S
+        self._deadlines.arm(worker, worker.deadline)
+
+    def kill(self, agent: Agent, worker: Worker, why: str, now: float) -> None:
+        """Have it die. May be said again."""
         agent.idle.pop(worker.id, None)
         if worker.state is not ProcessState.KILLING:
             worker.move(ProcessState.KILLING)
-        self._emit(KillWorker(worker.id))
+        worker.killed = True
+        self._emit(KillWorker(worker.id, why))
         worker.deadline = now + KILL_RETRY_S
         self._deadlines.arm(worker, worker.deadline)
 
@@ -97,7 +112,7 @@ class Orders:
         self.leave_slot(agent, worker)
         agent.idle.pop(worker.id, None)
         if worker.state is ProcessState.STARTING:
-            self.kill(agent, worker, now)
+            self.kill(agent, worker, "it is not wanted any more", now)
         elif worker.state is ProcessState.READY and worker.runs:
             worker.move(ProcessState.DRAINING)
         elif worker.state is ProcessState.READY:

@@ -19,6 +19,10 @@ from orpheusd.core.scaling import cheapest, wanted_workers
 from orpheusd.core.versions import Versions, quarantine_message
 from orpheusd.core.worker import ProcessState, Template, Worker
 
+#: Why a worker is aborted, by what its run was told; the grace completes it.
+_STOPPED = {
+    "timed-out": "a run timed out and did not stop within", "cancelled": "a run was cancelled and did not stop within"}
+
 
 class Policy(NamedTuple):
     """The daemon's own limits, the same for every agent. Seconds."""
@@ -112,7 +116,7 @@ class Pool:
         if worker.state in (ProcessState.KILLING, ProcessState.EXITED):
             return
         worker.failure = message
-        self._orders.kill(agent, worker, now)
+        self._orders.kill(agent, worker, message.partition("\n")[0], now)
 
     def worker_exited(
         self, agent: Agent, worker: Worker, cause: str, undelivered: frozenset[str], now: float
@@ -153,7 +157,7 @@ class Pool:
         for run in list(worker.runs.values()):
             if run.kill_at is not None and run.kill_at <= now:
                 if worker.state is not ProcessState.KILLING:
-                    self._orders.kill(agent, worker, now)
+                    self._orders.abort(agent, worker, f"{_STOPPED[run.stopping]} {self._policy.grace_s:g} s", now)
             elif not run.stopping and run.deadline <= now:
                 self._router.stop(run, "timed-out", now)
         for at in (worker.deadline, *(run.kill_at or run.deadline for run in worker.runs.values())):
@@ -264,7 +268,11 @@ class Pool:
             worker.deadline = None
             for run in list(worker.runs.values()):
                 self._router.stop(run, "cancelled", now)
-        elif worker.state in (ProcessState.STOPPING, ProcessState.KILLING):
-            if worker.state is ProcessState.KILLING:
+        elif worker.state is ProcessState.STOPPING:
+            self._orders.kill(
+                agent, worker, f"it was told to leave and did not within {self._policy.grace_s:g} s", now)
+        elif worker.state is ProcessState.KILLING:
+            if worker.killed:
                 resolve_lost(self._router, agent, worker, "it was killed, and the kernel has not let it go", now)
-            self._orders.kill(agent, worker, now)
+                self._orders.leave_slot(agent, worker)
+            self._orders.kill(agent, worker, "it was told to die and did not", now)

@@ -195,7 +195,7 @@ class Supervisor:
         if worker is None:
             return None
         agent = self.agents[worker.agent]
-        self.pool.worker_failed(agent, worker, f"it broke the worker protocol: {event.detail}", now)
+        self.pool.worker_failed(agent, worker, f"protocol violation: {event.detail}", now)
         return agent
 
     def _worker_exited(self, event: ev.WorkerExited, now: float) -> Agent | None:

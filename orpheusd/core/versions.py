@@ -179,7 +179,7 @@ class Versions:
         agent.trial_slot = Slot()
         for worker in [w for w in agent.workers.values() if w.template is template]:
             if worker.state is not ProcessState.KILLING:
-                self._orders.kill(agent, worker, now)
+                self._orders.kill(agent, worker, "its version was refused", now)
         if template.state is not ProcessState.EXITED:
             self._orders.kill_template(template, now)
 

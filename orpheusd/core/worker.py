@@ -73,13 +73,14 @@ class Worker:
     Invariant: it has runs only while READY, DRAINING or KILLING, and never more than `capacity` of them; one that was
     `adopted` has what it had. `held_back`: it takes none until its agent's adoption is over. `sessions` counts the
     sessions whose home it is, `saved` those of them with saved state; `lanes` are the waiting lanes that want it.
+    `killed` tells that KILLING has come to SIGKILL.
     `outdated_at` is when a newer version replaced its own, None while it is of the pool: from then on it serves the
     runs of its own sessions only, and leaves when none has come for a while.
     """
 
     __slots__ = (
-        "adopted", "agent", "capacity", "deadline", "failure", "held_back", "id", "idle_since", "lanes", "outdated_at",
-        "runs", "saved", "served", "sessions", "slot", "started_at", "state", "template", "version",
+        "adopted", "agent", "capacity", "deadline", "failure", "held_back", "id", "idle_since", "killed", "lanes",
+        "outdated_at", "runs", "saved", "served", "sessions", "slot", "started_at", "state", "template", "version",
     )  # fmt: skip
 
     def __init__(self, id: str, template: Template, slot: "Slot", now: float) -> None:
@@ -102,6 +103,7 @@ class Worker:
         self.adopted = False
         self.held_back = False
         self.outdated_at: float | None = None
+        self.killed = False
 
     def move(self, state: ProcessState) -> None:
         move(self, TRANSITIONS, state)

@@ -1,11 +1,37 @@
 """Why a process ended or would not start, in words."""
 
 import signal
+from typing import NamedTuple
 
 import orjson
 
 #: What is kept of what a process says of itself, in characters: its own limits, which one that lies ignores.
 TYPE_LIMIT, MESSAGE_LIMIT, TRACEBACK_LIMIT = 256, 8 * 1024, 64 * 1024
+#: And of the reason for which we ended it, which may quote what it said.
+WHY_LIMIT = 160
+
+#: What we end a process with.
+OURS = (-signal.SIGABRT, -signal.SIGKILL)
+
+
+class Cause(NamedTuple):
+    """Why a worker is dead, as far as it is known.
+
+    `status` is its exit code or minus the signal that killed it, None if nobody could tell. `why` is the reason for
+    which we ended it, "" if we did not. `oom`: the kernel was killing for want of memory at that time.
+    """
+
+    status: int | None
+    why: str = ""
+    oom: bool = False
+
+    def __str__(self) -> str:
+        told = cause_of(self.status)
+        if self.why and (self.status is None or self.status in OURS):
+            return f"{told}, ended by orpheusd: {self.why[:WHY_LIMIT]}"
+        if self.status != -signal.SIGKILL:
+            return told
+        return f"out of memory: killed by the kernel, {told}" if self.oom else f"{told}, not sent by orpheusd"
 
 
 def cause_of(status: int | None) -> str:

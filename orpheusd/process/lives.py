@@ -6,7 +6,6 @@ It makes what a template needs around it and takes it away again. What is said o
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import orjson
 
@@ -14,22 +13,11 @@ from orpheusd.failpoints import reached
 from orpheusd.process.adopted import AdoptedTemplate
 from orpheusd.process.causes import cause_of
 from orpheusd.process.channel import Listener, listen
-from orpheusd.process.launch import launch_template, real_directory
+from orpheusd.process.launch import launch_template
 from orpheusd.process.members import TemplateMember
+from orpheusd.process.plan import Plan
 from orpheusd.process.records import Record, Records
-from orpheusd.process.sandbox import SOCKET_NAME, Interpreter, Isolation, RuntimeLib, TemplateSpec, template_argv
-
-
-class Plan(NamedTuple):
-    """What is needed to start a template of one agent version. `setup` is told to the template, secrets included."""
-
-    agent: str
-    version: int
-    code_dir: Path
-    workspace_dir: Path
-    venv_dir: Path | None
-    network: bool
-    setup: dict[str, Any]
+from orpheusd.process.sandbox import SOCKET_NAME, Interpreter, Isolation, RuntimeLib, template_argv
 
 
 class Lives:
@@ -83,13 +71,8 @@ class Lives:
         return cause_of(await template.process.wait())
 
     async def _launch(self, template: TemplateMember, plan: Plan, link_dir: Path) -> str:
-        spec = TemplateSpec(
-            template.id, plan.agent, plan.code_dir, real_directory(plan.workspace_dir), plan.venv_dir, link_dir,
-            plan.network)
-        command = template_argv(self._isolation, self._interpreter, spec, self._lib)
-        template.setup = {
-            **plan.setup, "code_dir": command.code_dir, "workspace_dir": command.workspace_dir,
-            "isolation": self._isolation.mode}
+        command = template_argv(self._isolation, self._interpreter, plan.spec(template.id, link_dir), self._lib)
+        template.setup = plan.setup_inside(command, self._isolation)
         line = orjson.dumps({"template_id": template.id, "nonce": template.nonce, "socket": command.socket})
 
         def on_output(text: str) -> None:

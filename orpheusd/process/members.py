@@ -5,7 +5,9 @@ from typing import Any, Protocol
 
 from orpheusd.process.channel import Channel
 from orpheusd.process.holdings import Session
+from orpheusd.process.pidfds import PidFd
 from orpheusd.process.records import Record
+from orpheusd.process.remains import Ending
 from orpheusd.wire.worker import Message
 
 #: What a template prints before it can speak is kept for the error that its failure becomes.
@@ -51,14 +53,18 @@ class WorkerMember:
         self.template = template
         self.orphaned = orphaned
         self.channel: Channel | None = None
-        self.status: int | None = None
+        self.ending = Ending()
         self.sessions: list[Session] = []
         self.held: list[Message] = []
         self.eof = False
         self.dead = False
         self.waited = False
-        self.kill_wanted = False
+        self.kill_wanted = ""
         self.told_to_stop = False
+
+    @property
+    def process(self) -> PidFd | None:
+        return self.channel.process if self.channel is not None else None
 
     @property
     def nonce(self) -> str:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psutil
 
+from orpheusd.process.oom import OomKills
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -33,10 +35,11 @@ class Monitor:
     """The latest sample of every registered worker.
 
     Invariant: a sample is about the process that had the pid when it was registered; one that is gone has none,
-    and the peak of its memory is kept until it is forgotten.
+    and the peak of its memory is kept until it is forgotten. `oom_kills` is looked at with each sample.
     """
 
     def __init__(self) -> None:
+        self.oom_kills = OomKills()
         self._watched: OrderedDict[str, _Watched] = OrderedDict()
 
     def register(self, worker_id: str, pid: int) -> None:
@@ -51,6 +54,7 @@ class Monitor:
 
     def sample_next(self, now: float) -> str | None:
         """Sample the worker whose turn it is, and say which; None when there is none."""
+        self.oom_kills.look(now)
         if not self._watched:
             return None
         worker_id, watched = next(iter(self._watched.items()))

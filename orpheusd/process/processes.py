@@ -18,13 +18,15 @@ import orjson
 
 from orpheusd.core import events as ev
 from orpheusd.process.adopted import AdoptedTemplate
-from orpheusd.process.causes import cause_of, error_text
+from orpheusd.process.causes import error_text
 from orpheusd.process.channel import Channel
 from orpheusd.process.holdings import HELD_LIMIT, SESSIONS_LIMIT, Session, orphans_in, sessions_in
-from orpheusd.process.lives import Lives, Plan
+from orpheusd.process.lives import Lives
 from orpheusd.process.members import TemplateMember, WorkerMember
 from orpheusd.process.monitor import Monitor
+from orpheusd.process.plan import Plan
 from orpheusd.process.records import Record, new_record
+from orpheusd.process.remains import Remains
 from orpheusd.process.sandbox import Interpreter, Isolation, RuntimeLib
 from orpheusd.tasks import must_not_fail
 from orpheusd.wire.worker import PROTOCOL_VERSION, Message
@@ -34,6 +36,8 @@ log = logging.getLogger(__name__)
 #: After a worker's death is proved: how long its last words may take, and the template's word on its status.
 LAST_WORDS_S = 1.0
 STATUS_S = 0.5
+#: A process that dies closes its channel first: so long it may be about to, before it is one that only did that.
+DYING_S = 0.2
 #: Connections to one template's socket that have not said who they are; each costs two descriptors for a while.
 STRANGERS_LIMIT = 64
 #: What one line of a log may have; a worker cuts earlier, one that lies is cut here.
@@ -45,10 +49,12 @@ DOORBELL = signal.SIGUSR1
 class Sinks(NamedTuple):
     """Where things go that are heard: events of the core, and what belongs to runs.
 
-    `log` is also told whether the line was written past Python, so that the worker could not say whose it is.
+    `died` comes before the event. `log` is also told whether the line was written past Python, so that the worker
+    could not say whose it is.
     """
 
     event: Callable[[ev.Event], None]
+    died: Callable[[str, Remains], None]
     adopted: Callable[[str, list[Session], list[Message]], None]
     ended: Callable[[str, Message], None]
     output: Callable[[str, Message], None]
@@ -135,21 +141,27 @@ class Processes:
         if worker.channel is not None:
             worker.channel.say("stop", {})
         else:
-            self.kill(worker_id)
+            self.kill(worker_id, "it was told to leave before it had said hello")
 
-    def kill(self, worker_id: str) -> None:
+    def abort(self, worker_id: str, why: str) -> None:
+        """End it by SIGABRT, on which it leaves its stack; whether it obeys is not our business."""
+        worker = self._workers.get(worker_id)
+        if worker is not None and worker.process is not None:
+            worker.ending.send(worker.process, signal.SIGABRT, why)
+
+    def kill(self, worker_id: str, why: str) -> None:
         worker = self._workers.get(worker_id)
         if worker is None:
             return
-        if worker.channel is not None and worker.channel.process is not None:
-            worker.channel.process.send_signal(signal.SIGKILL)
+        if worker.process is not None:
+            worker.ending.send(worker.process, signal.SIGKILL, why)
         elif worker.kill_wanted or worker.template.channel is None:
             # asked twice, and its template did not do it
             self.kill_template(worker.template.id)
         else:
             # never seen here: only its template knows which process it is
             worker.template.channel.say("kill", {"worker_id": worker_id})
-        worker.kill_wanted = True
+        worker.kill_wanted = worker.kill_wanted or why
 
     def run(self, worker_id: str, fields: dict[str, Any], payload: bytes) -> None:
         worker = self._workers.get(worker_id)
@@ -159,10 +171,9 @@ class Processes:
     def cancel(self, worker_id: str, run_id: str, reason: str) -> None:
         """Say it on the channel, then ring: a handler that computes does not read its channel."""
         worker = self._workers.get(worker_id)
-        if worker is None or worker.channel is None or worker.channel.process is None:
-            return
-        worker.channel.say("cancel", {"run_id": run_id, "reason": reason})
-        worker.channel.process.send_signal(DOORBELL)
+        if worker is not None and worker.channel is not None and worker.process is not None:
+            worker.channel.say("cancel", {"run_id": run_id, "reason": reason})
+            worker.process.send_signal(DOORBELL)
 
     def acknowledge(self, worker_id: str, run_ids: list[str]) -> None:
         """The run log has the ends of these runs; the worker need not keep them."""
@@ -177,9 +188,7 @@ class Processes:
 
     def pid(self, worker_id: str) -> int | None:
         worker = self._workers.get(worker_id)
-        if worker is None or worker.channel is None or worker.channel.process is None:
-            return None
-        return worker.channel.process.pid
+        return worker.process.pid if worker is not None and worker.process is not None else None
 
     async def kill_all(self, timeout_s: float) -> None:
         """Kill every template, and with it everything in its sandbox; wait `timeout_s` for them to be gone."""
@@ -205,7 +214,7 @@ class Processes:
     def violated(self, channel: Channel, detail: str) -> None:
         if channel.owner in self._workers:
             self._sinks.event(ev.WorkerMisbehaved(channel.owner, detail))
-            self.kill(channel.owner)
+            self.kill(channel.owner, f"protocol violation: {detail}")
         elif channel.owner in self._templates:
             self._sinks.note(channel.owner, f"the template broke the protocol: {detail}")
             self.kill_template(channel.owner)
@@ -217,9 +226,8 @@ class Processes:
         worker = self._workers.get(channel.owner)
         if worker is not None and worker.channel is channel:
             worker.eof = True
-            if not worker.dead and not worker.told_to_stop and channel.process is not None:
-                # EOF without death: it closed its channel, and nobody can reach it any more
-                channel.process.send_signal(signal.SIGKILL)
+            if not worker.dead and not worker.told_to_stop:
+                asyncio.get_running_loop().call_later(DYING_S, self._not_dying, worker)
             self._conclude(worker)
             return
         template = self._templates.get(channel.owner)
@@ -260,7 +268,7 @@ class Processes:
         channel.process.watch(loop, lambda: self._died(known))
         self.monitor.register(id, channel.process.pid)
         if known.kill_wanted:
-            channel.process.send_signal(signal.SIGKILL)
+            known.ending.send(channel.process, signal.SIGKILL, known.kill_wanted)
 
     def _heard_workers(self, channel: Channel, message: Message) -> None:
         template = self._templates.get(channel.owner)
@@ -304,7 +312,7 @@ class Processes:
     def _heard_exited(self, channel: Channel, message: Message) -> None:
         worker = self._workers.get(message.fields["worker_id"])
         if worker is not None and worker.template.id == channel.owner:
-            worker.status = message.fields["status"]
+            worker.ending.buried(message.fields)
             worker.dead = True
             if worker.channel is None:
                 worker.eof = True
@@ -337,6 +345,11 @@ class Processes:
         loop.call_later(STATUS_S, self._give_up_on_status, worker)
         self._conclude(worker)
 
+    def _not_dying(self, worker: WorkerMember) -> None:
+        """EOF without death: it closed its channel, and nobody can reach it any more."""
+        if not worker.dead and worker.process is not None:
+            worker.ending.send(worker.process, signal.SIGKILL, "it closed its channel")
+
     def _give_up_on_eof(self, worker: WorkerMember) -> None:
         """Somebody the worker left behind holds its channel open."""
         if not worker.eof and worker.channel is not None:
@@ -347,17 +360,20 @@ class Processes:
         self._conclude(worker)
 
     def _conclude(self, worker: WorkerMember) -> None:
-        if not (worker.eof and worker.dead and (worker.status is not None or worker.waited)):
+        if not (worker.eof and worker.dead and (worker.ending.status is not None or worker.waited)):
             return
         if self._workers.pop(worker.id, None) is None:
             return
-        if worker.channel is not None and worker.channel.process is not None:
-            worker.channel.process.close()
+        if worker.process is not None:
+            worker.process.close()
+        now = asyncio.get_running_loop().time()
+        remains = worker.ending.remains(self.monitor.oom_kills, self.monitor.peak_rss_bytes(worker.id), now)
         self.monitor.forget(worker.id)
         if not worker.told_to_stop:
-            log.warning("worker %s of %s ended: %s", worker.id, worker.template.agent, cause_of(worker.status))
+            log.warning("worker %s of %s ended: %s", worker.id, worker.template.agent, remains.cause)
         unread = frozenset(worker.channel.undelivered) if worker.channel is not None else frozenset[str]()
-        self._sinks.event(ev.WorkerExited(worker.id, cause_of(worker.status), unread))
+        self._sinks.died(worker.id, remains)
+        self._sinks.event(ev.WorkerExited(worker.id, str(remains.cause), unread))
 
     # A template's life
 

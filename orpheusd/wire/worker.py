@@ -106,8 +106,9 @@ MESSAGES: dict[str, Row] = {
         _SUPERVISOR, _READY, {"worker_id": _STR}, False,
         "to a template: kill a worker that has not been seen here"),
     "exited": Row(
-        _TEMPLATE, _READY, {"worker_id": _STR, "status": _INT}, False,
-        "a worker was reaped; `status` is its exit code, negative for the signal that killed it"),
+        _TEMPLATE, _READY, {"worker_id": _STR, "status": _INT, "peak_rss_bytes": _INT, "stack": _STR}, False,
+        "a worker was reaped; `status` is its exit code, negative for the signal that killed it; `stack` what it left "
+        "on its stack sheet"),
     "run": Row(
         _SUPERVISOR, _READY,
         {"run_id": _STR, "session_id": _OPT_STR, "context": _OPT_STR, "turn": _INT, "timeout_s": _OPT_NUM,

@@ -21,6 +21,7 @@ from orpheusd.worker.handler import ASYNC_GENERATOR, Handler
 from orpheusd.worker.holdings import Holdings
 from orpheusd.worker.hooks import Ends, start
 from orpheusd.worker.launch import Setup
+from orpheusd.worker.notes import Notes, where
 from orpheusd.worker.redial import EVERY_S, Patience
 from orpheusd.worker.results import Pieces, encode
 from orpheusd.worker.runs import RETURNED, Outcome, Run, completed, reason_of, told
@@ -36,12 +37,13 @@ class AsyncRuns:
     no more than `concurrency` handlers are inside at once.
     """
 
-    def __init__(self, channel: Channel, handler: Handler, setup: Setup, worker_id: str) -> None:
+    def __init__(self, channel: Channel, handler: Handler, setup: Setup, worker_id: str, notes: Notes) -> None:
         self.form = handler.form
         self._channel = channel
         self._handler = handler
         self._setup = setup
         self._worker_id = worker_id
+        self._notes = notes
         self._loop = asyncio.new_event_loop()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._reasons: dict[str, str] = {}
@@ -116,6 +118,7 @@ class AsyncRuns:
         if run_id in self._tasks or any(message.fields["run_id"] == run_id for message in self._waiting):
             self._reasons.setdefault(run_id, reason)
             if run_id in self._inside:
+                self._notes.add(run_id, where(self._tasks[run_id].get_coro()))
                 self._tasks[run_id].cancel()
 
     async def _execute(self, message: Message) -> None:
@@ -126,6 +129,7 @@ class AsyncRuns:
         self._holdings.ended(fields, payload)
         del self._tasks[run.id]
         self._reasons.pop(run.id, None)
+        self._notes.remove(run.id)
         self._channel.regain()
         try:
             self._channel.check()

@@ -15,10 +15,12 @@ _TAG = b"ORPHEUS_WORKER="
 
 
 class Death(NamedTuple):
-    """A worker that was waited for. `status` is its exit code, or minus the signal that killed it."""
+    """A worker that was waited for. `status` is its exit code, or minus the signal that killed it; `peak_rss_bytes`
+    the most memory that it, or a child it waited for, ever had."""
 
     worker_id: str
     status: int
+    peak_rss_bytes: int
 
 
 class Children:
@@ -32,13 +34,13 @@ class Children:
         self._doomed: set[int] = set()
         self._sweep_due = False
 
-    def buried(self, pid: int, status: int) -> Death | None:
+    def buried(self, pid: int, status: int, peak_rss_bytes: int) -> Death | None:
         """A child was waited for. Its death, if it was a worker."""
         worker_id = self.workers.pop(pid, None)
         # What a worker leaves must be looked at, and so must what its orphans leave when they are killed.
         self._sweep_due |= worker_id is not None or pid in self._doomed
         self._doomed.discard(pid)
-        return None if worker_id is None else Death(worker_id, status)
+        return None if worker_id is None else Death(worker_id, status, peak_rss_bytes)
 
     def take_orphans(self) -> list[int]:
         """Children to be killed, since somebody died: those that no live worker wants."""

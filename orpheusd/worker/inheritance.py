@@ -1,7 +1,7 @@
 """What a forked child keeps of the template, and what it must not.
 
-It keeps memory. It loses signals handlers, the process group, every fd but 0, 1 and 2, and the state of random
-number generators that do not look after themselves.
+It keeps memory. It loses signals handlers, the process group, every fd but 0, 1, 2 and its stack sheet, and the
+state of random number generators that do not look after themselves.
 """
 
 import gc
@@ -10,6 +10,8 @@ import resource
 import signal
 import sys
 import threading
+
+from orpheusd.worker.sheet import write_on
 
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 
@@ -23,9 +25,10 @@ def open_fds() -> frozenset[int]:
     return frozenset(fd for fd in listed if _is_open(fd))
 
 
-def reset_after_fork(stdout: int, stderr: int, preloaded: frozenset[int]) -> None:
-    """Make a forked child of the template a process of its own, with these fds as its output.
+def reset_after_fork(stdout: int, stderr: int, sheet: int, preloaded: frozenset[int]) -> int:
+    """Make a forked child of the template a process of its own, with these fds as its output and its stack sheet.
 
+    Returns the number that the sheet has from now on.
     `preloaded` are fds that a preloaded module opened at import. They are not shared, but their numbers stay
     taken: the module's objects still hold them, and must not close or write what takes their place.
     """
@@ -40,11 +43,15 @@ def reset_after_fork(stdout: int, stderr: int, preloaded: frozenset[int]) -> Non
     for fd in open_fds():
         if fd in preloaded:
             os.dup2(dead, fd, inheritable=False)
-        elif fd > 2 and fd != dead:
+        elif fd > 2 and fd not in (dead, sheet):
             os.close(fd)
     os.close(dead)
+    own = os.dup(sheet)  # the lowest that is free: a template has hundreds
+    os.close(sheet)
+    write_on(own)
     gc.enable()
     _reseed()
+    return own
 
 
 def silence_output() -> None:

@@ -4,6 +4,9 @@ It reads them and checks their shape; it does nothing with them.
 """
 
 import json
+import os
+import select
+import time
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,6 +14,10 @@ from typing import Any
 EXIT_CANNOT_START = 1
 EXIT_CHANNEL = 70  # EX_SOFTWARE: the channel is broken or lies
 EXIT_CANNOT_FORK = 71  # EX_OSERR: reported for a worker that never came to be
+
+#: The launch line is there when we start.
+LAUNCH_LIMIT_S = 10.0
+LAUNCH_LINE_LIMIT_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +57,34 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Birth:
-    """What a forked child needs to become a worker."""
+    """What a forked child needs to become a worker. `sheet` is the fd of its stack sheet."""
 
     worker_id: str
     nonce: str
     socket: str
     setup: Setup
+    sheet: int
+
+
+def read_launch() -> Launch:
+    """The line on stdin; stdin is /dev/null from then on."""
+    data = b""
+    deadline = time.monotonic() + LAUNCH_LIMIT_S
+    poll = select.poll()
+    poll.register(0, select.POLLIN)
+    while not data.endswith(b"\n"):
+        left_s = deadline - time.monotonic()
+        if left_s <= 0 or len(data) > LAUNCH_LINE_LIMIT_BYTES:
+            raise ValueError("no launch line came on stdin")
+        if poll.poll(left_s * 1000):
+            piece = os.read(0, 4096)
+            if not piece:
+                raise ValueError("stdin ended before the launch line did")
+            data += piece
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.close(null)
+    return Launch.read(data)
 
 
 def _checked(kind: Any, value: Any) -> dict[str, Any]:

@@ -11,10 +11,11 @@ import sys
 import traceback
 
 from orpheusd.wire.worker import Role
-from orpheusd.worker import failures, handler
+from orpheusd.worker import failures, handler, sheet
 from orpheusd.worker.async_runs import AsyncRuns
 from orpheusd.worker.channel import Channel, ChannelClosed, dial
 from orpheusd.worker.launch import EXIT_CANNOT_START, EXIT_CHANNEL, Birth, Setup
+from orpheusd.worker.notes import Notes
 from orpheusd.worker.output import Output, switchboard
 from orpheusd.worker.sync_runs import SyncRuns
 from workspace import _runtime
@@ -73,6 +74,8 @@ def settle(setup: Setup) -> None:
 def _live(birth: Birth) -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(OPEN_FILES, hard), hard))
+    # A core takes as long to write as there is memory; the stack is on the sheet.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     # Until somebody listens, a doorbell must not kill.
     signal.signal(signal.SIGUSR1, _ignore)
     os.environ["ORPHEUS_WORKER"] = birth.worker_id
@@ -100,13 +103,14 @@ def _live(birth: Birth) -> int:
 
 def _prepare(found: handler.Handler, channel: Channel, birth: Birth) -> AsyncRuns | SyncRuns:
     if found.is_async:
-        return AsyncRuns(channel, found, birth.setup, birth.worker_id)
+        return AsyncRuns(channel, found, birth.setup, birth.worker_id, Notes(birth.sheet))
     return SyncRuns(channel, found, birth.setup, birth.worker_id)
 
 
 def _disown(channel: Channel) -> None:
     """In a process that the agent forked: it is not this worker, and prints where any process prints."""
     switchboard.idle = None
+    sheet.write_elsewhere()
     channel.abandon()
 
 

@@ -20,7 +20,7 @@ import warnings
 from dataclasses import dataclass
 
 from orpheusd.wire.worker import Message, ProtocolViolation, Role
-from orpheusd.worker import failures, handler, output
+from orpheusd.worker import failures, handler, output, sheet
 from orpheusd.worker import main as worker_main
 from orpheusd.worker.channel import ChannelClosed, dial
 from orpheusd.worker.children import Children, Death
@@ -33,13 +33,11 @@ from orpheusd.worker.inheritance import (
     silence_output,
     threads_started,
 )
-from orpheusd.worker.launch import EXIT_CANNOT_FORK, EXIT_CANNOT_START, EXIT_CHANNEL, Birth, Launch, Setup
+from orpheusd.worker.launch import EXIT_CANNOT_FORK, EXIT_CANNOT_START, EXIT_CHANNEL, Birth, Launch, Setup, read_launch
 from orpheusd.worker.redial import EVERY_S, Patience
 
-#: The launch line is there when we start; the setup comes as soon as the daemon has seen our hello.
-LAUNCH_LIMIT_S = 10.0
+#: The setup comes as soon as the daemon has seen our hello.
 SETUP_LIMIT_S = 30.0
-LAUNCH_LINE_LIMIT_BYTES = 64 * 1024
 #: How long the pipes of a dead worker are read on: its grandchildren may hold them open.
 LAST_WORDS_S = 0.1
 #: Between SIGTERM and SIGKILL for the workers, when the template stops. Runs were ended before that.
@@ -56,7 +54,7 @@ def main() -> None:
     gc.disable()
     output.install()
     try:
-        template = Template(_read_launch())
+        template = Template(read_launch())
         birth = template.serve()
         del template
     except (OSError, ValueError, ChannelClosed, ProtocolViolation) as error:
@@ -87,6 +85,7 @@ class Template:
         self._setup: Setup | None = None
         self._children = Children()
         self._dying: list[Dying] = []
+        self._sheets: dict[str, int] = {}
         self._preloaded: frozenset[int] = frozenset()
         self._more_dead = False
         self._patience: Patience | None = None
@@ -260,33 +259,36 @@ class Template:
 
     def _fork(self, worker_id: str, nonce: str, setup: Setup) -> Birth | None:
         """Make a worker. The child gets its Birth, the parent None."""
-        pipes: list[tuple[int, int]] = []
+        made: list[int] = []
         try:
             if self._kill_at is not None:
                 raise OSError("the template is stopping")
-            pipes.append(open_pipe())
-            pipes.append(open_pipe())
+            made += open_pipe()
+            made += open_pipe()
+            made.append(sheet.blank())
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # threads of a preloaded module, warned of
                 pid = os.fork()
         except OSError as error:
-            for fd in (end for pipe in pipes for end in pipe):
+            for fd in made:
                 os.close(fd)
             self._say(worker_id, "stderr", Line(f"cannot fork a worker: {error}", 0))
-            self._channel.queue("exited", {"worker_id": worker_id, "status": EXIT_CANNOT_FORK})
+            self._tell_exited(Death(worker_id, EXIT_CANNOT_FORK, 0), "")
             return None
+        stdout, stdout_writer, stderr, stderr_writer, stack = made
         if pid == 0:
             try:
                 self._channel.abandon()
-                reset_after_fork(pipes[0][1], pipes[1][1], self._preloaded)
+                stack = reset_after_fork(stdout_writer, stderr_writer, stack, self._preloaded)
             except BaseException:
                 traceback.print_exc(file=sys.__stderr__)
                 os._exit(EXIT_CANNOT_START)
-            return Birth(worker_id, nonce, self._launch.socket, setup)
+            return Birth(worker_id, nonce, self._launch.socket, setup, stack)
         self._children.workers[pid] = worker_id
-        for _, writer in pipes:
-            os.close(writer)
-        self._drains.add(worker_id, pipes[0][0], pipes[1][0], time.monotonic())
+        self._sheets[worker_id] = stack
+        os.close(stdout_writer)
+        os.close(stderr_writer)
+        self._drains.add(worker_id, stdout, stderr, time.monotonic())
         return None
 
     def _deal_with_signals(self, now: float) -> None:
@@ -314,8 +316,8 @@ class Template:
                 return
             if found.si_pid in self._children.workers:
                 _kill_group(found.si_pid)
-            status = os.waitstatus_to_exitcode(os.waitpid(found.si_pid, 0)[1])
-            death = self._children.buried(found.si_pid, status)
+            _, status, used = os.wait4(found.si_pid, 0)
+            death = self._children.buried(found.si_pid, os.waitstatus_to_exitcode(status), used.ru_maxrss * 1024)
             if death is not None:
                 self._dying.append(Dying(death, now + LAST_WORDS_S))
 
@@ -328,40 +330,22 @@ class Template:
     def _report(self, now: float) -> None:
         """Report the dead whose last words are out, or had their time."""
         for dying in list(self._dying):
-            worker_id, status = dying.death
+            worker_id = dying.death.worker_id
             if self._drains.is_open(worker_id):
                 if now < dying.deadline:
                     continue
                 self._drains.finish(worker_id, now)
             self._dying.remove(dying)
-            self._channel.queue("exited", {"worker_id": worker_id, "status": status})
+            self._tell_exited(dying.death, sheet.taken(self._sheets.pop(worker_id)))
+
+    def _tell_exited(self, death: Death, stack: str) -> None:
+        self._channel.queue("exited", {**death._asdict(), "stack": stack})
 
     def _say(self, worker_id: str, stream: str, line: Line) -> bool:
         return self._channel.log({
             "worker_id": worker_id, "run_id": None, "session_id": None, "stream": stream, "text": line.text,
             "dropped_bytes": line.dropped_bytes,
         })
-
-
-def _read_launch() -> Launch:
-    """The line on stdin; stdin is /dev/null from then on."""
-    data = b""
-    deadline = time.monotonic() + LAUNCH_LIMIT_S
-    poll = select.poll()
-    poll.register(0, select.POLLIN)
-    while not data.endswith(b"\n"):
-        left_s = deadline - time.monotonic()
-        if left_s <= 0 or len(data) > LAUNCH_LINE_LIMIT_BYTES:
-            raise ValueError("no launch line came on stdin")
-        if poll.poll(left_s * 1000):
-            piece = os.read(0, 4096)
-            if not piece:
-                raise ValueError("stdin ended before the launch line did")
-            data += piece
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)
-    os.close(null)
-    return Launch.read(data)
 
 
 def _catch_signals() -> int:

@@ -201,8 +201,12 @@ class Peer:
         return self.until(find, WAIT_S, f"{id} to dial")
 
     def exited(self, worker_id: str, timeout_s: float = WAIT_S) -> int:
-        status: int = self.template.take("exited", timeout_s, worker_id=worker_id).fields["status"]
+        status: int = self.buried(worker_id, timeout_s)["status"]
         return status
+
+    def buried(self, worker_id: str, timeout_s: float = WAIT_S) -> dict[str, Any]:
+        """Everything the template tells of a worker's end."""
+        return self.template.take("exited", timeout_s, worker_id=worker_id).fields
 
     def until(self, find: Callable[[], T], timeout_s: float, what: str) -> T:
         """Listen until `find` gives something."""

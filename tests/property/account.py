@@ -152,7 +152,7 @@ class Account:
 
     def _worker_failed(self, event: ev.WorkerFailed | ev.WorkerMisbehaved) -> bool:
         worker = self.workers.get(event.worker)
-        if worker is not None and worker.state != "killed":
+        if worker is not None and not worker.doomed:
             worker.blamed = True
         return worker is not None
 

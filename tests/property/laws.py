@@ -50,7 +50,7 @@ def _check_waiting(witness: Witness, agent: AgentRecord) -> None:
 
 
 def _check_size(witness: Witness, agent: AgentRecord) -> None:
-    alive = [w for w in witness.workers.values() if w.agent == agent.id and not w.leaving and w.state != "killed"]
+    alive = [w for w in witness.workers.values() if w.agent == agent.id and not w.leaving and not w.doomed]
     staying = [worker for worker in alive if worker.outdated_at is None]
     trial = [w for w in staying if w.template == agent.candidate]
     most = agent.settings.max_workers
@@ -101,7 +101,7 @@ def _deadlines(witness: Witness) -> Iterator[tuple[float, str]]:
     for worker in witness.workers.values():
         if worker.deadline is not None:
             yield worker.deadline, f"{worker.id}, {worker.state},"
-        if worker.state == "killed":
+        if worker.doomed:
             continue
         leaves_at = witness.leaves_at(worker) if worker.lingers else None
         if leaves_at is not None:

@@ -184,6 +184,18 @@ class Life(RuleBasedStateMachine):
         if self.workers:
             self._says(pick(self.workers, number), how)
 
+    @rule(number=NUMBERS, seconds=st.sampled_from((0.1, 4.0, 20.0)), how=st.sampled_from(("misbehave", "disobey")))
+    def worker_dies_hard(self, number: int, seconds: float, how: str) -> None:
+        """A worker is being killed, and the kernel takes its time."""
+        busy = [run for run in self.world.witness.runs.values() if run.state == "started"]
+        if how == "disobey" and busy:
+            run = pick(busy, number)
+            self.world.tell(ev.CancelRequested(run.id))
+            self.world.wait(self.world.policy.grace_s + seconds)
+        elif how == "misbehave" and self.workers:
+            self._says(pick(self.workers, number), how)
+            self.world.wait(seconds)
+
     @rule(number=NUMBERS, overlap=st.sampled_from(("allow", "queue", "interrupt")))
     def home_of_a_spilled_run_falls(self, number: int, overlap: str) -> None:
         """A session is left with a run in progress and no home; its caller asks again when there is another worker."""

@@ -26,7 +26,7 @@ class FakeWorker:
     id: str
     template: str
     state: str = "starting"  # or ready, dead
-    asked: str = ""  # or stop, kill
+    asked: str = ""  # or stop, abort, kill
     runs: dict[str, str] = field(default_factory=dict)
 
 
@@ -60,6 +60,10 @@ class FakeProcesses:
             self.template_dies(self._template(effect.template, effect))
         elif isinstance(effect, ef.StopWorker):
             self._worker(effect.worker, effect).asked = "stop"
+        elif isinstance(effect, ef.AbortWorker):
+            worker = self._worker(effect.worker, effect)
+            hold(worker.asked != "kill", f"{effect} comes after the kill")
+            worker.asked = "abort"
         elif isinstance(effect, ef.KillWorker):
             worker = self._worker(effect.worker, effect)
             worker.asked, worker.state = "kill", "dead"

@@ -33,13 +33,18 @@ class WorkerRecord:
     template: str
     capacity: int
     deadline: float | None
-    state: str = "starting"  # or ready, stopping, killed
+    state: str = "starting"  # or ready, stopping, aborted, killed
     leaving: bool = False
     blamed: bool = False
     drain_deadline: float | None = None
     idle_since: float = 0.0
     outdated_at: float | None = None
     runs: dict[str, "RunRecord"] = field(default_factory=dict)
+
+    @property
+    def doomed(self) -> bool:
+        """Whether its death was ordered."""
+        return self.state in ("aborted", "killed")
 
     @property
     def open(self) -> bool:

@@ -12,7 +12,7 @@ PLAIN = (
     "a lost waiter when a home dies", "starvation by a lane that keeps its place", "run deadline not armed",
     "a slot is never refilled", "max_workers exceeded",
 )
-FEW_STORIES = 100
+FEW_STORIES = 200
 
 
 @pytest.mark.parametrize("name", PLAIN)

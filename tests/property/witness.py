@@ -8,7 +8,7 @@ from typing import Any
 
 from orpheusd.core import effects as ef
 from orpheusd.core import events as ev
-from orpheusd.core.orders import KILL_RETRY_S
+from orpheusd.core.orders import ABORT_S, KILL_RETRY_S
 from orpheusd.core.pool import Policy
 from orpheusd.core.restart import PROBATION_S
 from tests.property.account import Account
@@ -33,9 +33,10 @@ class Witness(Account):
         self._see: dict[type[Any], Callable[[Any], None]] = {
             ef.StartTemplate: self._start_template, ef.StopTemplate: self._stop_template,
             ef.KillTemplate: self._kill_template, ef.ForkWorker: self._fork_worker, ef.StopWorker: self._stop_worker,
-            ef.KillWorker: self._kill_worker, ef.Dispatch: self._dispatch, ef.CancelRun: self._cancel_run,
-            ef.EndSession: self._end_session, ef.Resolve: self._resolve, ef.VersionPromoted: self._version_promoted,
-            ef.VersionRefused: self._version_refused, ef.RolledBack: self._rolled_back,
+            ef.AbortWorker: self._abort_worker, ef.KillWorker: self._kill_worker, ef.Dispatch: self._dispatch,
+            ef.CancelRun: self._cancel_run, ef.EndSession: self._end_session, ef.Resolve: self._resolve,
+            ef.VersionPromoted: self._version_promoted, ef.VersionRefused: self._version_refused,
+            ef.RolledBack: self._rolled_back,
             ef.AgentRemoved: self._agent_removed, ef.Stopped: self._stop,
         }  # fmt: skip
 
@@ -187,9 +188,16 @@ class Witness(Account):
             hold(at is not None and at <= self.now, f"{effect} at {self.now}, and its sessions have it until {at}")
         elif not worker.leaving:
             left = sum(1 for w in self._workers_of(agent)
-                       if not w.leaving and w.state != "killed" and w.outdated_at is None) - 1
+                       if not w.leaving and not w.doomed and w.outdated_at is None) - 1
             hold(left >= agent.settings.min_workers, f"{effect} leaves {left} workers")
         worker.state, worker.leaving, worker.deadline = "stopping", True, self.now + self.policy.grace_s
+
+    def _abort_worker(self, effect: ef.AbortWorker) -> None:
+        worker = self.workers[effect.worker]
+        disobeyed = any(run.kill_at is not None and run.kill_at <= self.now for run in worker.runs.values())
+        hold(disobeyed, f"{effect} though none of its runs had to stop")
+        hold(worker.state == "ready", f"{effect} though it is {worker.state}")
+        worker.state, worker.deadline, worker.drain_deadline = "aborted", self.now + ABORT_S, None
 
     def _kill_worker(self, effect: ef.KillWorker) -> None:
         worker = self.workers[effect.worker]
@@ -197,8 +205,7 @@ class Witness(Account):
         due = worker.deadline is not None and worker.deadline <= self.now
         failed = isinstance(event, ev.WorkerFailed | ev.WorkerMisbehaved) and event.worker == worker.id
         not_wanted = worker.state == "starting" and worker.leaving
-        disobeyed = any(run.kill_at is not None and run.kill_at <= self.now for run in worker.runs.values())
-        hold(due or failed or not_wanted or disobeyed, f"{effect} without a cause")
+        hold(due or failed or not_wanted, f"{effect} without a cause")
         if due and worker.state == "starting" and not worker.leaving:
             worker.blamed = True
         worker.state, worker.deadline, worker.drain_deadline = "killed", self.now + KILL_RETRY_S, None

@@ -154,7 +154,7 @@ class World:
 
     def _next_step(self) -> Callable[[], None] | None:
         for worker in self.processes.workers.values():
-            if worker.state == "dead" or (worker.asked and not worker.runs):
+            if worker.state == "dead" or worker.asked == "abort" or (worker.asked and not worker.runs):
                 return lambda: self.exit(worker.id)
             for run, reason in worker.runs.items():
                 if reason:

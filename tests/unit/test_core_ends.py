@@ -129,3 +129,7 @@ def test_several_unread_runs_keep_their_order() -> None:
     world.wait(1.0)
     world.start_all()
     assert [d.run for d in all_of(world.effects, ef.Dispatch)] == runs * 2
+
+
+def test_a_daemon_without_agents_stops_at_once() -> None:
+    assert CoreWorld().tell(ev.ShutdownRequested()) == [ef.Stopped()]

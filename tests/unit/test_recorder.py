@@ -49,7 +49,7 @@ def start(book: Recorder, run_id: str, context: str | None = "warm", turn: int =
 
 
 def outcome(run_id: str, **changes: Any) -> Outcome:
-    done = Outcome(run_id, "completed", "", "", b'{"turn":2}', {}, "w-b-2", "s", "warm", 2, 12.5, "", WHY)
+    done = Outcome(run_id, "completed", "", "", b'{"turn":2}', {}, "w-b-2", "s", "warm", 2, 12.5, "", WHY, 0.0, {})
     return done._replace(**changes)
 
 

@@ -181,16 +181,16 @@ def test_damage_that_shows_while_in_use_costs_what_was_known_before(
 
     async def life() -> None:
         with remembered(path) as book:
-            book.begun("a", "s")
+            book.begun("a", "s", 0, "w-1")
             assert [seen.id for seen in book.load("a", HOUR_S, 100)] == ["s"]
             with closing(sqlite3.connect(path)) as database, database:
                 database.execute("DROP TABLE sessions")
-            book.begun("a", "t")
+            book.begun("a", "t", 0, "w-1")
             assert [seen.id for seen in book.load("a", HOUR_S, 100)] == ["t"]
             with closing(sqlite3.connect(path)) as database, database:
                 database.execute("DROP TABLE sessions")
             assert book.load("a", HOUR_S, 100) == []
-            book.begun("b", "s")
+            book.begun("b", "s", 0, "w-1")
     run(life())
     assert known(path, "b") == [("s", 0)]
     # the latest of two
@@ -223,7 +223,7 @@ def test_what_the_disk_does_not_take_is_kept_and_written_later(
                 # stands for a full disk, which a test below has: SQLite waits for a lock before it gives up
                 book._connection.execute("PRAGMA busy_timeout = 1")
                 other.execute("BEGIN IMMEDIATE")
-                book.begun("a", "s")
+                book.begun("a", "s", 0, "w-1")
                 book.seen("a", "s", 1)
                 book.ended("a", "over")
                 await asyncio.to_thread(eventually, lambda: "cannot be written down now" in caplog.text)

@@ -1,0 +1,154 @@
+"""Handlers that do not come back, each for a reason of its own, and some that go down. `do` says which."""
+
+import collections
+import ctypes
+import itertools
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+
+def begun():
+    """Tell that the caller, whose name will be in the stack, is being executed."""
+    print(f"in {sys._getframe(1).f_code.co_name}")
+
+
+def handler(input_data):
+    return globals()[input_data["do"]](input_data)
+
+
+def echoes(input_data):
+    return os.getpid()
+
+
+def sleeps(_input):
+    begun()
+    time.sleep(3600)
+
+
+def spins(_input):
+    begun()
+    while True:
+        pass
+
+
+def waits_in_c(_input):
+    """A lock that is taken twice, in a call that keeps the interpreter's own: no Python runs here any more."""
+    begun()
+    libc = ctypes.PyDLL(None)
+    mutex = ctypes.create_string_buffer(256)
+    libc.pthread_mutex_lock(mutex)
+    libc.pthread_mutex_lock(mutex)
+
+
+def computes_in_c(_input):
+    begun()
+    collections.deque(itertools.repeat(None), maxlen=0)
+
+
+def catches_everything(_input):
+    begun()
+    while True:
+        try:
+            time.sleep(3600)
+        except BaseException:
+            pass
+
+
+def ignores_abort(input_data):
+    begun()
+    signal.signal(signal.SIGABRT, signal.SIG_IGN)
+    catches_everything(input_data)
+
+
+def handles_abort(input_data):
+    begun()
+    signal.signal(signal.SIGABRT, lambda signum, frame: None)
+    catches_everything(input_data)
+
+
+def closes_output(input_data):
+    begun()
+    os.close(1)
+    os.close(2)
+    waits_in_c(input_data)
+
+
+def has_a_thread(input_data):
+    begun()
+    there = threading.Event()
+    threading.Thread(target=waits_in_a_thread, args=(there,), daemon=True).start()
+    there.wait()
+    waits_in_c(input_data)
+
+
+def waits_in_a_thread(there):
+    there.set()
+    time.sleep(3600)
+
+
+def crashes(_input):
+    begun()
+    ctypes.string_at(0)
+
+
+def exits(input_data):
+    begun()
+    os._exit(input_data["status"])
+
+
+def talks_and_exits(input_data):
+    begun()
+    for number in range(input_data["lines"]):
+        print(f"line {number}: {'x' * input_data['width']}")
+    os._exit(7)
+
+
+def closes_channel(_input):
+    begun()
+    os.closerange(3, 1024)
+    time.sleep(3600)
+
+
+def breaks_the_protocol(_input):
+    begun()
+    for link in Path("/proc/self/fd").iterdir():
+        if int(link.name) > 2 and link.is_socket():
+            os.write(int(link.name), b"this is not JSON\n")
+    time.sleep(3600)
+
+
+def takes_memory(input_data):
+    begun()
+    held = bytearray(input_data["bytes"])
+    os._exit(len(held) % 2)
+
+
+def child_crashes(_input):
+    begun()
+    pid = os.fork()
+    if pid == 0:
+        ctypes.string_at(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def scribbles(_input):
+    """Everything an agent can do to its sheet."""
+    begun()
+    sheet = next(int(link.name) for link in Path("/proc/self/fd").iterdir() if "orpheus-stack" in str(link.readlink()))
+    refused = []
+    for size in (0, 1 << 30):
+        try:
+            os.ftruncate(sheet, size)
+        except OSError as error:
+            refused.append(error.errno)
+    written = os.pwrite(sheet, b"\xff\x00scribble\n" * 10_000, 0)
+    try:
+        os.pwrite(sheet, b"more", 64 * 1024)
+    except OSError as error:
+        refused.append(error.errno)
+    print(f"{written} {len(refused)}")
+    os._exit(0)
