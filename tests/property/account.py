@@ -6,7 +6,7 @@ from typing import Any
 from orpheusd.core import events as ev
 from orpheusd.core.agent import Settings
 from orpheusd.core.pool import Policy
-from orpheusd.core.restart import INTENSITY, ONE_CAUSE_S, QUARANTINE_S, WINDOW_S
+from orpheusd.core.restart import INTENSITY, ONE_CAUSE_S, PROBATION_DEATHS, QUARANTINE_S, WINDOW_S
 from tests.property.records import AgentRecord, RunRecord, SessionRecord, TemplateRecord, WorkerRecord
 
 
@@ -45,7 +45,15 @@ class Account:
         return self.known
 
     def open_workers(self, agent: str) -> list[WorkerRecord]:
-        return [worker for worker in self.workers.values() if worker.agent == agent and worker.open]
+        """Those that any run may go to."""
+        workers = [worker for worker in self.workers.values() if worker.agent == agent and worker.open]
+        return [worker for worker in workers if worker.outdated_at is None]
+
+    def leaves_at(self, worker: WorkerRecord) -> float | None:
+        """When an outdated worker has had no run for long enough; None while it has one."""
+        if worker.runs or worker.outdated_at is None:
+            return None
+        return max(worker.idle_since, worker.outdated_at) + self.agents[worker.agent].settings.drain_s
 
     def home_of(self, agent: AgentRecord, run: RunRecord) -> WorkerRecord | None:
         """The live home of the run's session."""
@@ -85,6 +93,8 @@ class Account:
         self.verdicts[event.request] = None
         if event.agent not in self.agents and not self.stopping:
             self._new_agent(event.agent, event.settings)
+        elif not self.stopping:
+            self._drop_rollback(self.agents[event.agent])
         return True
 
     def _new_agent(self, name: str, settings: Settings) -> None:
@@ -95,12 +105,17 @@ class Account:
         if agent is None or agent.removal is not None:
             return False
         agent.removal = event.request
+        self._drop_rollback(agent)
+        agent.given_up = False
         self._retire(self._workers_of(agent), self.now + self.policy.drain_s)
         return True
 
     def _shutdown_requested(self, event: ev.ShutdownRequested) -> bool:
         known, self.stopping = not self.stopping, True
         if known:
+            for agent in self.agents.values():
+                self._drop_rollback(agent)
+                agent.given_up = False
             self._retire(list(self.workers.values()), self.now + self.policy.drain_s)
         return known
 
@@ -126,11 +141,13 @@ class Account:
         agent = self.agents[template.agent]
         if template.id == agent.current:
             self._failed(agent)
+        elif template.id == agent.candidate and not agent.candidate_request:
+            self._rollback_failed(agent)
 
     def _worker_ready(self, event: ev.WorkerReady) -> bool:
         worker = self.workers.get(event.worker)
         if worker is not None and worker.state == "starting":
-            worker.state, worker.deadline = "ready", None
+            worker.state, worker.deadline, worker.idle_since = "ready", None, self.now
         return worker is not None
 
     def _worker_failed(self, event: ev.WorkerFailed | ev.WorkerMisbehaved) -> bool:
@@ -145,7 +162,10 @@ class Account:
             return False
         agent = self.agents[worker.agent]
         unasked = worker.state in ("starting", "ready") and not worker.leaving
-        if (worker.blamed or unasked) and worker.template != agent.candidate:
+        if worker.template == agent.candidate:
+            if not agent.candidate_request:
+                self._rollback_failed(agent)
+        elif (worker.blamed or unasked) and worker.outdated_at is None:
             self._failed(agent)
         back = {run.id: run for run in worker.runs.values() if run.id in event.undelivered and not run.stopping}
         for run in back.values():
@@ -170,8 +190,34 @@ class Account:
         if not agent.failures or self.now - agent.failures[-1] >= ONE_CAUSE_S:
             agent.failures = [*agent.failures, self.now][-INTENSITY:]
         often = len(agent.failures) == INTENSITY and self.now - agent.failures[0] <= WINDOW_S
-        if often and agent.quarantined_until is None:
-            agent.quarantined_until = self.now + QUARANTINE_S
+        if agent.quarantined_until is not None or agent.given_up:
+            return
+        young = agent.previous is not None and self.now <= agent.previous.until
+        if young and len(agent.failures) >= PROBATION_DEATHS:
+            agent.given_up = True
+            self._retire([w for w in self._workers_of(agent)
+                          if w.outdated_at is None and w.template != agent.candidate], None)
+        elif often:
+            self._quarantine(agent)
+
+    def _quarantine(self, agent: AgentRecord) -> None:
+        agent.given_up, agent.previous = False, None
+        agent.quarantined_until = self.now + QUARANTINE_S
+
+    def _rollback_failed(self, agent: AgentRecord) -> None:
+        """The version of before, that was to take over again by itself, does not start."""
+        self._drop_rollback(agent)
+        if agent.given_up:
+            self._quarantine(agent)
+
+    def _drop_rollback(self, agent: AgentRecord) -> None:
+        """If the candidate is the version of before, it is not wanted any more."""
+        if agent.candidate is None or agent.candidate_request:
+            return
+        template, agent.candidate = agent.candidate, None
+        self._retire([w for w in self._workers_of(agent) if w.template == template], None)
+        if template in self.templates:
+            self.templates[template].deadline = self.now
 
     def _run_requested(self, event: ev.RunRequested) -> bool:
         if event.run in self.runs:
@@ -194,13 +240,20 @@ class Account:
         run.reported = (event.state, event.code)
         if event.restored and run.context == "lost":
             run.context = "restored"
+        agent = self.agents[run.agent]
+        session = agent.session_of(run)
+        if event.saved and session is not None and run.id in session.running:
+            session.saved = True
         self._leave(worker, run)
-        if event.state == "completed":
-            self.agents[run.agent].failures.clear()
+        if event.state == "completed" and worker.outdated_at is None:
+            agent.failures.clear()
+            if not agent.given_up:
+                agent.previous = None
         return True
 
     def _leave(self, worker: WorkerRecord, run: RunRecord) -> None:
         del worker.runs[run.id]
+        worker.idle_since = self.now
         run.state = "ended"
         agent = self.agents[run.agent]
         session = agent.session_of(run)

@@ -23,6 +23,7 @@ def check_laws(witness: Witness, supervisor: Supervisor, effects: list[ef.Effect
         if not witness.stopping and agent.removal is None:
             _check_waiting(witness, agent)
             _check_size(witness, agent)
+            hold(not agent.given_up or agent.candidate, f"{agent.id} is given up, and nothing is to take its place")
     wake_up = supervisor.next_deadline()
     for at, what in _deadlines(witness):
         if isinstance(witness.event, ev.TimePassed):
@@ -49,10 +50,12 @@ def _check_waiting(witness: Witness, agent: AgentRecord) -> None:
 
 
 def _check_size(witness: Witness, agent: AgentRecord) -> None:
-    staying = [w for w in witness.workers.values() if w.agent == agent.id and not w.leaving and w.state != "killed"]
+    alive = [w for w in witness.workers.values() if w.agent == agent.id and not w.leaving and w.state != "killed"]
+    staying = [worker for worker in alive if worker.outdated_at is None]
     trial = [w for w in staying if w.template == agent.candidate]
     most = agent.settings.max_workers
     hold(len(staying) - len(trial) <= most and len(trial) <= 1, f"{agent.id} has {len(staying)} workers of {most}")
+    hold(len(alive) - len(staying) <= most, f"{agent.id} keeps {len(alive) - len(staying)} outdated workers of {most}")
     if witness.known and isinstance(witness.event, ev.RunRequested) and witness.event.run in agent.waiting:
         run = agent.waiting[witness.event.run]
         mates = [other for other in agent.waiting.values() if other.lane == run.lane]
@@ -100,6 +103,9 @@ def _deadlines(witness: Witness) -> Iterator[tuple[float, str]]:
             yield worker.deadline, f"{worker.id}, {worker.state},"
         if worker.state == "killed":
             continue
+        leaves_at = witness.leaves_at(worker) if worker.lingers else None
+        if leaves_at is not None:
+            yield leaves_at, f"the stay of {worker.id}"
         for run in worker.runs.values():
             yield run.deadline if run.kill_at is None else run.kill_at, f"{run.id} on {worker.id}"
             if worker.drain_deadline is not None and not run.stopping:

@@ -16,14 +16,15 @@ T = TypeVar("T")
 AGENTS = ("a", "b", "c")
 SESSIONS = (None, "s1", "s2", "s3", "s4")
 #: Small limits and short times, so that a story of a few dozen steps meets them.
-SHORT = Settings(timeout_s=10.0, queue_timeout_s=15.0, idle_timeout_s=20.0, session_ttl_s=40.0)
-LONG_RUNS = SHORT._replace(timeout_s=60.0, idle_timeout_s=5.0)
+SHORT = Settings(timeout_s=10.0, queue_timeout_s=15.0, idle_timeout_s=20.0, session_ttl_s=40.0, drain_s=25.0)
+LONG_RUNS = SHORT._replace(timeout_s=60.0, idle_timeout_s=5.0, drain_s=8.0)
 VARIANTS = (
     SHORT._replace(max_workers=2),
     SHORT._replace(min_workers=0, max_workers=1, affinity="strict", overlap="queue", session_max=2),
     SHORT._replace(concurrency=3, max_workers=2, queue_size=4, session_queue_size=2),
     SHORT._replace(min_workers=2, max_workers=3, concurrency=2, overlap="interrupt", session_max=3, patience_s=1.0),
-    SHORT._replace(max_workers=2, concurrency=2, queue_size=3, session_max=2, patience_s=0.0),
+    SHORT._replace(max_workers=2, concurrency=2, queue_size=3, session_max=2, patience_s=0.0,
+                   drain_s=0.0),
     LONG_RUNS._replace(max_workers=6, overlap="reject", session_ttl_s=15.0),
     LONG_RUNS._replace(min_workers=2, max_workers=4, concurrency=2, scale_up_threshold=2.0, queue_size=5),
 )
@@ -107,12 +108,39 @@ class Life(RuleBasedStateMachine):
 
     # Operators
 
-    @rule(agent=agents, settings=variants, obey=st.booleans())
-    def stage(self, agent: str, settings: Settings, obey: bool) -> None:
+    @rule(agent=agents, settings=variants, at_once=st.sampled_from((False, False, True)), obey=st.booleans())
+    def stage(self, agent: str, settings: Settings, at_once: bool, obey: bool) -> None:
         self.versions += 1
-        self.world.stage(agent, self.versions, settings)
+        self.world.stage(agent, self.versions, settings, at_once)
         if obey:
             self.world.obey()
+
+    @rule(agent=agents, settings=variants, again=st.booleans(), sessions=st.permutations(SESSIONS))
+    def redeploy(self, agent: str, settings: Settings, again: bool, sessions: list[str | None]) -> None:
+        """Sessions have homes, and ask again when a newer version, or the same one, serves."""
+        for session in sessions:
+            self.world.request(agent, session)
+        self.work(0, len(sessions))
+        if not again:
+            self.versions += 1
+        self.world.stage(agent, self.versions, settings)
+        self.world.obey()
+        for session in sessions:
+            self.world.request(agent, session)
+
+    @rule(agent=agents, settings=variants, times=st.integers(2, 6), asked=st.booleans())
+    def breaks_at_once(self, agent: str, settings: Settings, times: int, asked: bool) -> None:
+        """A new version loses its workers as they come."""
+        self.stage(agent, settings, at_once=False, obey=True)
+        for _ in range(times):
+            if asked:
+                self.world.request(agent)
+            record = self.world.witness.agents.get(agent)
+            young = [w for w in self.workers if record is not None and w.template == record.current]
+            if young:
+                self.world.exit(young[0].id)
+            self.world.wait(1.0)
+            self.process_says(0, "ready")
 
     @rule(agent=agents, busy=st.booleans(), number=st.integers(0, 3))
     def remove(self, agent: str, busy: bool, number: int) -> None:

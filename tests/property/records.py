@@ -15,15 +15,18 @@ from orpheusd.core.agent import Settings
 class TemplateRecord:
     id: str
     agent: str
+    version: int
     settings: Settings
     deadline: float | None
+    at_once: bool = False
     state: str = "starting"  # or ready, stopping, killed
 
 
 @dataclass
 class WorkerRecord:
-    """`leaving`: it may have no more runs, because it was asked to go or its version was replaced. `blamed`: its
-    death will be its own fault, though it was killed."""
+    """`leaving`: it may have no more runs, because it was asked to go or its version was replaced. `outdated_at`: when
+    its version was replaced; if it is not leaving, it may have the runs of its own sessions. `blamed`: its death will
+    be its own fault, though it was killed."""
 
     id: str
     agent: str
@@ -34,11 +37,18 @@ class WorkerRecord:
     leaving: bool = False
     blamed: bool = False
     drain_deadline: float | None = None
+    idle_since: float = 0.0
+    outdated_at: float | None = None
     runs: dict[str, "RunRecord"] = field(default_factory=dict)
 
     @property
     def open(self) -> bool:
         return self.state == "ready" and not self.leaving and len(self.runs) < self.capacity
+
+    @property
+    def lingers(self) -> bool:
+        """Whether it is outdated and stays for its sessions."""
+        return self.outdated_at is not None and self.state == "ready" and not self.leaving
 
 
 @dataclass
@@ -78,23 +88,35 @@ class RunRecord:
 
 
 @dataclass
+class PreviousRecord:
+    """The version to go back to if the one that serves has not worked until then."""
+
+    version: int
+    settings: Settings
+    until: float
+
+
+@dataclass
 class SessionRecord:
     home: str
     home_at: float
     last_used: float
     unparked_at: float = 0.0
     turns: int = 0
+    saved: bool = False
     running: dict[str, RunRecord] = field(default_factory=dict)
 
 
 @dataclass
 class AgentRecord:
     """`current` and `candidate` are ids of templates; `patiences` are all that its versions have had; `failures` the
-    times of deaths that count against it."""
+    times of deaths that count against it. `given_up`: its version is to give way to `previous`. A candidate without a
+    request is that."""
 
     id: str
     settings: Settings
     current: str | None = None
+    version: int = 0
     candidate: str | None = None
     candidate_request: str = ""
     removal: str | None = None
@@ -103,6 +125,8 @@ class AgentRecord:
     patiences: list[float] = field(default_factory=list)
     failures: list[float] = field(default_factory=list)
     quarantined_until: float | None = None
+    previous: PreviousRecord | None = None
+    given_up: bool = False
 
     @property
     def exists(self) -> bool:

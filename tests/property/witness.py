@@ -10,8 +10,17 @@ from orpheusd.core import effects as ef
 from orpheusd.core import events as ev
 from orpheusd.core.orders import KILL_RETRY_S
 from orpheusd.core.pool import Policy
+from orpheusd.core.restart import PROBATION_S
 from tests.property.account import Account
-from tests.property.records import AgentRecord, RunRecord, SessionRecord, TemplateRecord, WorkerRecord, hold
+from tests.property.records import (
+    AgentRecord,
+    PreviousRecord,
+    RunRecord,
+    SessionRecord,
+    TemplateRecord,
+    WorkerRecord,
+    hold,
+)
 
 
 class Witness(Account):
@@ -26,7 +35,8 @@ class Witness(Account):
             ef.KillTemplate: self._kill_template, ef.ForkWorker: self._fork_worker, ef.StopWorker: self._stop_worker,
             ef.KillWorker: self._kill_worker, ef.Dispatch: self._dispatch, ef.CancelRun: self._cancel_run,
             ef.EndSession: self._end_session, ef.Resolve: self._resolve, ef.VersionPromoted: self._version_promoted,
-            ef.VersionRefused: self._version_refused, ef.AgentRemoved: self._agent_removed, ef.Stopped: self._stop,
+            ef.VersionRefused: self._version_refused, ef.RolledBack: self._rolled_back,
+            ef.AgentRemoved: self._agent_removed, ef.Stopped: self._stop,
         }  # fmt: skip
 
     def saw(self, event: ev.Event, effects: list[ef.Effect], now: float) -> None:
@@ -63,13 +73,18 @@ class Witness(Account):
         if isinstance(effect, ef.VersionPromoted):
             agent = self.agents[effect.agent]
             template = agent.candidate or ""
-            hold(agent.candidate_request == effect.request, f"{effect} does not answer {agent.candidate_request}")
-            agent.current, agent.candidate = template, None
-            agent.settings = self.templates[template].settings
-            agent.patiences.append(agent.settings.patience_s)
-            agent.failures.clear()
-            agent.quarantined_until = None
-            self._retire([w for w in self._workers_of(agent) if w.template != template], None)
+            hold(effect.request and agent.candidate_request == effect.request,
+                 f"{effect} does not answer {agent.candidate_request}")
+            agent.previous = self._previous(agent, self.templates[template])
+            self._promote(agent, self.templates[template])
+        elif isinstance(effect, ef.RolledBack):
+            agent = self.agents[effect.agent]
+            template = agent.candidate or ""
+            hold(agent.given_up and template and not agent.candidate_request, f"{effect}, and nothing was given up")
+            versions = self.templates[template].version, agent.version
+            hold(versions == (effect.version, effect.failed), f"{effect}, and it is {versions}")
+            agent.previous = None
+            self._promote(agent, self.templates[template])
         elif isinstance(effect, ef.VersionRefused):
             agent_or_none = self.agents.get(effect.agent)
             if agent_or_none is not None and agent_or_none.candidate_request == effect.request:
@@ -88,20 +103,53 @@ class Witness(Account):
                  f"{effect} though {worker.id} still has the run")
             self._leave(worker, run)
 
+    def _previous(self, agent: AgentRecord, template: TemplateRecord) -> PreviousRecord | None:
+        """What may be gone back to once `template` serves."""
+        if agent.current is None or agent.quarantined_until is not None:
+            return None
+        if agent.version == template.version:
+            return agent.previous
+        until = self.now + PROBATION_S
+        if agent.given_up and agent.previous is not None:
+            return PreviousRecord(agent.previous.version, agent.previous.settings, until)
+        return PreviousRecord(agent.version, agent.settings, until)
+
+    def _promote(self, agent: AgentRecord, template: TemplateRecord) -> None:
+        agent.current, agent.candidate, agent.candidate_request = template.id, None, ""
+        agent.version, agent.settings = template.version, template.settings
+        agent.patiences.append(agent.settings.patience_s)
+        agent.failures.clear()
+        agent.quarantined_until, agent.given_up = None, False
+        old = [worker for worker in self._workers_of(agent) if worker.template != template.id]
+        for worker in old:
+            worker.outdated_at = self.now if worker.outdated_at is None else worker.outdated_at
+        homes = [w for w in old if w.lingers and self._sessions_on(agent, w)] if agent.settings.drain_s else []
+        homes.sort(key=lambda worker: (bool(worker.runs), self._unsaved_on(agent, worker), worker.idle_since))
+        staying = [] if template.at_once else homes[-agent.settings.max_workers:]
+        self._retire([worker for worker in old if worker not in staying], None)
+
     def _start_template(self, effect: ef.StartTemplate) -> None:
         agent = self.agents[effect.agent]
         hold(not self.stopping and agent.removal is None, f"{effect} for an agent that is going")
-        settings = agent.settings
+        version, settings, at_once = agent.version, agent.settings, False
         event = self.event
         if isinstance(event, ev.VersionStaged) and event.agent == agent.id and agent.candidate is None:
-            settings = event.settings
+            version, settings, at_once = event.version, event.settings, event.at_once
             agent.candidate, agent.candidate_request = effect.template, event.request
+        elif agent.given_up and agent.candidate is None and agent.previous is not None:
+            version, settings = agent.previous.version, agent.previous.settings
+            agent.candidate, agent.candidate_request = effect.template, ""
+        elif isinstance(event, ev.AgentLoaded):
+            version = agent.version = event.version
+            agent.current = effect.template
         else:
+            hold(not agent.given_up, f"{effect} though its version is given up")
             hold(agent.current not in self.templates or self.templates[agent.current].state == "killed",
                  f"{effect} though {agent.current} is well")
             agent.current = effect.template
+        hold(effect.version == version, f"{effect}, and version {version} is wanted")
         self.templates[effect.template] = TemplateRecord(
-            effect.template, effect.agent, settings, self.now + self.policy.start_timeout_s)
+            effect.template, effect.agent, version, settings, self.now + self.policy.start_timeout_s, at_once)
 
     def _stop_template(self, effect: ef.StopTemplate) -> None:
         template = self.templates[effect.template]
@@ -124,6 +172,7 @@ class Witness(Account):
         agent = self.agents[template.agent]
         hold(template.state == "ready", f"{effect} though the template is {template.state}")
         hold(template.id in (agent.current, agent.candidate), f"{effect} of a version that does not serve")
+        hold(template.id == agent.candidate or not agent.given_up, f"{effect} of a version that is given up")
         self.workers[effect.worker] = WorkerRecord(
             effect.worker, agent.id, template.id, template.settings.concurrency,
             self.now + self.policy.start_timeout_s)
@@ -133,8 +182,12 @@ class Witness(Account):
         agent = self.agents[worker.agent]
         hold(not worker.runs, f"{effect} though it has {list(worker.runs)}")
         hold(worker.state == "ready", f"{effect} though it is {worker.state}")
-        if not worker.leaving:
-            left = sum(1 for w in self._workers_of(agent) if not w.leaving and w.state != "killed") - 1
+        if worker.lingers:
+            at = self.leaves_at(worker)
+            hold(at is not None and at <= self.now, f"{effect} at {self.now}, and its sessions have it until {at}")
+        elif not worker.leaving:
+            left = sum(1 for w in self._workers_of(agent)
+                       if not w.leaving and w.state != "killed" and w.outdated_at is None) - 1
             hold(left >= agent.settings.min_workers, f"{effect} leaves {left} workers")
         worker.state, worker.leaving, worker.deadline = "stopping", True, self.now + self.policy.grace_s
 
@@ -172,6 +225,7 @@ class Witness(Account):
 
     def _check_place(self, agent: AgentRecord, run: RunRecord, worker: WorkerRecord, effect: ef.Dispatch) -> None:
         session, home = agent.session_of(run), self.home_of(agent, run)
+        hold(worker.outdated_at is None or worker is home, f"{effect} though the worker is outdated and not its home")
         if session is not None and run.exclusive:
             hold(not session.running, f"{effect} overlaps {list(session.running)}")
         if home is not None and worker is not home:
@@ -188,6 +242,9 @@ class Witness(Account):
     def _sessions_on(self, agent: AgentRecord, worker: WorkerRecord) -> int:
         return sum(1 for session in agent.sessions.values() if session.home == worker.id)
 
+    def _unsaved_on(self, agent: AgentRecord, worker: WorkerRecord) -> bool:
+        return any(session.home == worker.id and not session.saved for session in agent.sessions.values())
+
     def _count_overtaken(self, agent: AgentRecord, run: RunRecord, worker: WorkerRecord) -> None:
         """Each lane that could have been served instead notes who was."""
         for head in agent.heads():
@@ -197,7 +254,8 @@ class Witness(Account):
             if head.standing != standing:
                 head.standing = standing
                 head.overtaken_by.clear()
-            if head.lane != run.lane and not blocked and (home in (None, worker) or self.may_roam(agent, head)):
+            anyone = worker.outdated_at is None and (home is None or self.may_roam(agent, head))
+            if head.lane != run.lane and not blocked and (home is worker or anyone):
                 head.overtaken_by[run.lane] += 1
 
     def _enter_session(self, agent: AgentRecord, run: RunRecord, worker: WorkerRecord, effect: ef.Dispatch) -> None:
@@ -297,6 +355,10 @@ class Witness(Account):
     def _version_promoted(self, effect: ef.VersionPromoted) -> None:
         hold(self.verdicts.get(effect.request, "") is None, f"{effect} answers nothing")
         self.verdicts[effect.request] = "promoted"
+        ready = [w for w in self.workers.values() if w.template == self.agents[effect.agent].current and w.open]
+        hold(ready, f"{effect} though none of its workers is ready")
+
+    def _rolled_back(self, effect: ef.RolledBack) -> None:
         ready = [w for w in self.workers.values() if w.template == self.agents[effect.agent].current and w.open]
         hold(ready, f"{effect} though none of its workers is ready")
 

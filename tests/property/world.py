@@ -79,10 +79,10 @@ class World:
         self.obey()
         return self.ready_workers(agent)
 
-    def stage(self, agent: str, version: int, settings: Settings | None = None) -> str:
+    def stage(self, agent: str, version: int, settings: Settings | None = None, at_once: bool = False) -> str:
         """Returns the request that the verdict will name."""
         request = self._name("q")
-        self.tell(ev.VersionStaged(agent, version, settings or Settings(), request))
+        self.tell(ev.VersionStaged(agent, version, settings or Settings(), request, at_once))
         return request
 
     def remove(self, agent: str) -> str:
@@ -120,7 +120,7 @@ class World:
     def ready_workers(self, agent: str) -> list[str]:
         """The workers that may have new runs."""
         workers = [worker for worker in self.witness.workers.values() if worker.agent == agent]
-        return [worker.id for worker in workers if worker.state == "ready" and not worker.leaving]
+        return [w.id for w in workers if w.state == "ready" and not w.leaving and w.outdated_at is None]
 
     # Processes
 
