@@ -119,7 +119,8 @@ class Recorder:
                 continue
             self._write_again(worker, message, states.get(run_id))
             left_s = max(0.0, (fields["timeout_s"] or 0.0) - fields["elapsed_s"])
-            runs.append(Unfinished(run_id, fields["session_id"], fields["context"], worker.id, left_s))
+            runs.append(Unfinished(
+                run_id, fields["session_id"], fields["context"], worker.id, left_s, fields["over"]))
         return Adopted(tuple(runs), over)
 
     def _write_again(self, worker: Worker, message: Message, state: str | None) -> None:

@@ -29,13 +29,14 @@ class Orphan(NamedTuple):
 
 class Unfinished(NamedTuple):
     """A run that has no end yet, as the run log or the worker that holds it has it. `worker` is None when the log does
-    not say that it was started. `left_s` is what it has left of its timeout."""
+    not say that it was started. `left_s` is what it has left of its timeout. `over`: its RunEnded follows."""
 
     run: str
     session: str | None
     context: str | None
     worker: str | None
     left_s: float
+    over: bool = False
 
 
 class AgentLoaded(NamedTuple):
