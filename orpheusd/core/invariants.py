@@ -42,7 +42,10 @@ def _check_queue(agent: Agent, seen: set[str]) -> None:
         _hold(lane.home is None or lane.home.alive, f"lane {key} waits for a dead home")
         session = agent.sessions.get(key)
         if lane.parked:
-            _hold(session is not None and session.running > 0, f"lane {key} is parked and nothing runs")
+            runs = session is not None and session.running > 0
+            _hold(runs or agent.adoption is not None, f"lane {key} is parked and nothing runs")
+        adopting = agent.adoption is not None and lane.session is not None
+        _hold(lane.parked or not adopting, f"lane {key} has a place before it is known where its session lives")
         if lane in agent.rotation:
             _hold(not agent.idle, f"lane {key} waits while {sorted(agent.idle)} are idle")
             _hold(lane.home is None or not lane.runs[0].waits_for_home, f"lane {key} roams and may not leave its home")
@@ -62,7 +65,6 @@ def _check_workers(agent: Agent, supervisor: Supervisor, seen: set[str]) -> None
         _hold(len(worker.runs) <= worker.capacity or worker.adopted, f"{id} has more runs than it may")
         _hold(not worker.runs or worker.adopted or worker.state is not ProcessState.STARTING,
               f"{id} has runs and has not started")
-        _hold(worker.held_back == (agent.adoption is not None), f"{id} is held back: {worker.held_back}")
         _hold(worker.sessions >= 0, f"{id} has fewer than no sessions")
         free = worker.open and not worker.outdated
         _hold((id in agent.idle) == free, f"{id} is {worker.state.value} and idle is {id in agent.idle}")
@@ -100,7 +102,7 @@ def _check_sessions(agent: Agent) -> None:
               f"{worker.id} counts {worker.sessions} sessions of {homes.get(worker, 0)}")
     surplus = len(agent.sessions) - agent.settings.session_max
     in_use = sum(1 for id, s in agent.sessions.items() if s.running or id in agent.lanes)
-    _hold(surplus <= in_use, f"{agent.id} holds {surplus} sessions too many")
+    _hold(surplus <= in_use or agent.adoption is not None, f"{agent.id} holds {surplus} sessions too many")
 
 
 def _check_pool(agent: Agent) -> None:
@@ -112,12 +114,13 @@ def _check_pool(agent: Agent) -> None:
     _hold(len(owners) == len(set(owners)), f"{agent.id} has one worker in two slots")
     for worker in agent.workers.values():
         _hold(not worker.outdated or worker not in owners, f"{worker.id} is outdated and in a slot")
-        if worker.state is ProcessState.READY and not worker.held_back:
+        if worker.state is ProcessState.READY:
             _hold(worker.outdated or worker in owners, f"{worker.id} is ready and in no slot")
-    lingering = [w for w in agent.workers.values() if w.outdated and w.state is ProcessState.READY and not w.held_back]
+    lingering = [w for w in agent.workers.values() if w.outdated and w.state is ProcessState.READY]
+    settled = agent.adoption is None
     most = max(agent.settings.max_workers, 1)
-    _hold(len(lingering) <= most, f"{len(lingering)} outdated workers of {agent.id} stay")
-    for worker in lingering:
+    _hold(len(lingering) <= most or not settled, f"{len(lingering)} outdated workers of {agent.id} stay")
+    for worker in lingering if settled else ():
         _hold(bool(worker.runs) or worker.deadline is not None, f"{worker.id} is outdated and may stay for ever")
     _hold(not agent.given_up or agent.previous is not None, f"{agent.id} is given up, and there is nothing before it")
     _hold(not agent.given_up or agent.candidate is not None, f"{agent.id} is given up, and nothing takes its place")

@@ -75,7 +75,6 @@ class Orders:
         self._born += 1
         worker = Worker(f"w-{self._boot_id}-{self._born}", template, slot, now)
         self.workers[worker.id] = agent.workers[worker.id] = slot.worker = worker
-        worker.held_back = agent.adoption is not None
         template.workers += 1
         worker.deadline = now + self._policy.start_timeout_s
         self._deadlines.arm(worker, worker.deadline)

@@ -6,7 +6,7 @@ Which version they are of is decided in `versions.py`, how a process is started 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from orpheusd.core.adoption import Adopter
+from orpheusd.core.adoption import NOT_HEARD, Adopter
 from orpheusd.core.agent import Agent, AgentState
 from orpheusd.core.deadlines import Deadlines
 from orpheusd.core.deaths import mourn, resolve_lost
@@ -95,8 +95,8 @@ class Pool:
         if template.deadline > now:
             self._deadlines.arm(template, template.deadline)
         elif template.state is ProcessState.STARTING:
-            self.template_failed(
-                agent, template, f"the template was not ready within {self._policy.start_timeout_s:g} s", now)
+            late = f"the template was not ready within {self._policy.start_timeout_s:g} s"
+            self.template_failed(agent, template, NOT_HEARD if self.adopter.awaits(agent, template) else late, now)
         else:
             self._orders.kill_template(template, now)
 
@@ -134,7 +134,7 @@ class Pool:
         slot = worker.slot
         if worker.template is agent.candidate:
             self.versions.refuse(agent, reason, now)
-        elif unasked and not worker.outdated:
+        elif unasked and not worker.outdated and not worker.untried:
             self.versions.failed(agent, slot, reason, now)
         self._orders.leave_slot(agent, worker)
 
@@ -168,23 +168,24 @@ class Pool:
 
     def settle(self, agent: Agent, now: float) -> None:
         """Hold what is against what is wanted, and start or stop what differs."""
-        if agent.adoption is not None:
-            return  # what is there is not known yet
         if agent.given_up:
             self.versions.go_back(agent, now)
         elif agent.state is AgentState.ACTIVE and agent.current is not None:
             self._scale(agent, agent.current, now)
         elif agent.state is AgentState.QUARANTINED and agent.waiting:
             self._refuse_waiting(agent, "quarantined", quarantine_message(agent), now)
-        for template in [t for t in agent.templates.values() if not t.workers] if len(agent.templates) > 1 else ():
-            if template not in (agent.current, agent.candidate):
-                self._orders.stop_template(template, now)
+        # while an agent adopts, a template whose workers are not known yet may have some
+        if len(agent.templates) > 1 and agent.adoption is None:
+            for template in [t for t in agent.templates.values() if not t.workers]:
+                if template not in (agent.current, agent.candidate):
+                    self._orders.stop_template(template, now)
 
     def wind_down(self, agent: Agent, why: str, now: float) -> None:
         """Let everything of the agent go; `agent.empty` will say when it has gone."""
         agent.given_up = ""
         self.versions.refuse(agent, f"{agent.id} is {why}", now)
         self._refuse_waiting(agent, "draining", f"{agent.id} is {why}", now)
+        self.adopter.over(agent, now)
         for worker in list(agent.workers.values()):
             self._orders.retire(agent, worker, self._policy.drain_s, now)
         agent.slots.clear()
@@ -260,8 +261,9 @@ class Pool:
     def _overdue(self, agent: Agent, worker: Worker, now: float) -> None:
         """The worker's own deadline has passed: the next harder thing is done."""
         if worker.state is ProcessState.STARTING:
-            self.worker_failed(agent, worker, f"the worker was not ready within {self._policy.start_timeout_s:g} s "
-                               "(is something slow or waiting at import?)", now)
+            late = (f"the worker was not ready within {self._policy.start_timeout_s:g} s "
+                    "(is something slow or waiting at import?)")
+            self.worker_failed(agent, worker, NOT_HEARD if worker.adopted else late, now)
         elif worker.state is ProcessState.READY:
             self.versions.linger(agent, worker, now)
         elif worker.state is ProcessState.DRAINING:

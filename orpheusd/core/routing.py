@@ -5,7 +5,8 @@ session. Only the head of a lane may start. Where a lane stands says who may ser
 
 - in its home's `lanes`: the home is alive but busy, and it is waited for;
 - in the agent's `rotation`: any worker of the pool may take it (no home, or a `soft` run whose patience is over);
-- parked: the session has a run in progress and this one may not overlap it.
+- parked: the session has a run in progress and this one may not overlap it, or the agent adopts workers of an
+  earlier daemon, and where the session lives is not known yet.
 
 A worker that frees serves the older of the two lanes it may serve; a lane that was served goes to the end. An
 outdated worker serves the lanes that want it as their home, and no other.
@@ -56,7 +57,7 @@ class Router:
                          "the session has a run in progress and `overlap: reject` was asked for", now)
             return
         interrupts = busy and run.overlap == "interrupt"
-        if (lane is None or interrupts) and _cold(run, session):
+        if (lane is None or interrupts) and not _unsettled(agent, id) and _cold(run, session):
             self._refuse(agent, run, "context-not-warm", COLD, now)
             return
         if interrupts:
@@ -95,19 +96,13 @@ class Router:
                 lane.patient_from = now
                 self._place(agent, lane, now)
 
-    def resume(self, agent: "Agent", run: Run, worker: Worker, left_s: float, now: float) -> None:
-        """A run that an earlier daemon handed to `worker`, and that has `left_s` left of its timeout."""
-        self.runs[run.id] = run
-        run.move(RunState.STARTED)
-        run.worker = worker
-        run.started_at = now
-        run.deadline = now + left_s
-        worker.runs[run.id] = run
-        agent.started += 1
-        agent.outdated_runs += worker.outdated
-        if run.session is not None:
-            run.entry = agent.sessions.resume(run.session, now)
-        self._deadlines.arm(worker, run.deadline)
+    def settled(self, agent: "Agent", now: float) -> None:
+        """It has come to be known where sessions live: what waits for them takes its place, in the order it has."""
+        for lane in sorted(agent.lanes.values(), key=lambda lane: lane.ticket):
+            if lane.session is not None:
+                lane.patient_from = now
+                self._unplace(agent, lane)
+                self._place(agent, lane, now)
 
     def take_back(self, agent: "Agent", run: Run) -> None:
         """A run was handed to a worker that died without having read it: it waits again, first in its lane.
@@ -137,13 +132,6 @@ class Router:
         lanes = dict.fromkeys([*reversed(self._taken_back), *worker.lanes])
         self._taken_back.clear()
         for lane in lanes:
-            self._unplace(agent, lane)
-            self._place(agent, lane, now)
-
-    def homes_known(self, agent: "Agent", now: float) -> None:
-        """Sessions have homes that were not known when their runs began to wait; patience with these begins now."""
-        for lane in [lane for lane in agent.lanes.values() if not lane.parked]:
-            lane.patient_from = now
             self._unplace(agent, lane)
             self._place(agent, lane, now)
 
@@ -211,7 +199,7 @@ class Router:
 
     def _worker_now(self, agent: "Agent", run: Run, session: Session | None) -> Worker | None:
         """The worker on which a run that nobody waits before can start at once."""
-        if session is not None and session.running and run.overlap in EXCLUSIVE:
+        if _blocked(agent, run, session):
             return None
         home = session.live_home if session is not None else None
         if home is None:
@@ -257,7 +245,7 @@ class Router:
             lane.parked = False
             run = lane.runs[0]
             session = agent.sessions.get(lane.session) if lane.session is not None else None
-            if session is not None and session.running and run.overlap in EXCLUSIVE:
+            if _blocked(agent, run, session):
                 lane.parked = True
                 return
             home = session.live_home if session is not None else None
@@ -373,6 +361,17 @@ class Router:
 def _cold(run: Run, session: Session | None) -> bool:
     """Whether the run wants memory that is gone."""
     return run.require_warm and session is not None and session.live_home is None
+
+
+def _unsettled(agent: "Agent", session: str | None) -> bool:
+    """Whether somebody who has not been heard yet may be the session's home."""
+    return agent.adoption is not None and session is not None
+
+
+def _blocked(agent: "Agent", run: Run, session: Session | None) -> bool:
+    """Whether no worker may have the run, whoever is free."""
+    overlaps = session is not None and session.running > 0 and run.overlap in EXCLUSIVE
+    return overlaps or _unsettled(agent, run.session)
 
 
 def _load(worker: Worker) -> tuple[int, int]:

@@ -138,20 +138,20 @@ class SessionMap:
             self._rehome(session, worker)
         return session
 
-    def settle(self, seen: "Seen", worker: Worker, turns: int, now: float) -> None:
-        """`worker` says that the session lives there, and has finished `turns` runs. It knows better than the disk."""
+    def settle(self, seen: "Seen", worker: Worker, over: int, now: float) -> None:
+        """`worker` says that the session lives there. Of the turns it has finished, the ends of `over` follow."""
         used_at = now - seen.idle_s
         if seen.id not in self._by_id:
-            self.remember(seen.id, turns, used_at)
+            self.remember(seen.id, seen.turns, used_at)
         session = self.claim(seen.id, worker)
         if session is not None and session.home is worker:
-            session.turns = max(session.turns, turns)
+            session.turns = max(0, max(session.turns, seen.turns) - over)
             session.last_used = max(session.last_used, used_at)
             if seen.saved:
                 self.mark_saved(seen.id, session)
 
     def sort(self) -> None:
-        """Put them in order of use again, after `settle`."""
+        """Put them in order of use again, after `settle` or `resume`."""
         self._by_id = OrderedDict(sorted(self._by_id.items(), key=lambda item: item[1].last_used))
 
     def end(self, id: str) -> Worker | None:

@@ -86,7 +86,7 @@ class Supervisor:
 
     def _settle(self, agent: Agent, now: float) -> None:
         adoption = agent.adoption
-        if adoption is not None and (adoption.complete or adoption.deadline <= now):
+        if adoption is not None and adoption.complete(now):
             self.pool.adopter.over(agent, now)
         if agent.unwanted or self.stopping:
             if self.pool.farewell(agent, now) and self.agents.get(agent.id) is agent:
@@ -96,7 +96,7 @@ class Supervisor:
                 self._emit(Stopped())
         else:
             self.pool.settle(agent, now)
-        if len(agent.sessions) > agent.settings.session_max:
+        if len(agent.sessions) > agent.settings.session_max and agent.adoption is None:
             self.router.evict(agent, now)
 
     # Runs
@@ -141,7 +141,6 @@ class Supervisor:
             return None
         agent = self.agents[run.agent]
         self.router.ended(agent, run, now)
-        self.pool.adopter.run_ended(agent, run)
         if event.restored and run.context == "lost":
             run.context = "restored"
         if event.saved and run.session is not None and run.entry is not None:
@@ -166,7 +165,8 @@ class Supervisor:
     def _session_end_requested(self, event: ev.SessionEndRequested, now: float) -> Agent | None:
         agent = self.agents.get(event.agent)
         session = agent.sessions.get(event.session) if agent is not None else None
-        if agent is None or session is None or session.running or event.session in agent.lanes:
+        adopts = agent is not None and agent.adoption is not None
+        if agent is None or session is None or adopts or session.running or event.session in agent.lanes:
             self.ignored += 1
             return None
         self.router.end_session(agent, event.session, "ended")
@@ -269,7 +269,6 @@ class Supervisor:
         if agent is None or agent.state is AgentState.REMOVED:
             self.ignored += 1
             return None
-        self.pool.adopter.over(agent, now)
         self.pool.wind_down(agent, "being removed", now)
         agent.move(AgentState.REMOVED)
         agent.removal_request = event.request
@@ -282,7 +281,6 @@ class Supervisor:
         self.stopping = True
         agents = list(self.agents.values())
         for agent in agents:
-            self.pool.adopter.over(agent, now)
             self.pool.wind_down(agent, "stopping with the daemon", now)
         for agent in agents[1:]:
             self._settle(agent, now)
@@ -328,13 +326,14 @@ class Supervisor:
         if agent.waiting:
             self.deadlines.arm(agent, min(run.queue_deadline for run in agent.waiting.values()))
         ttl_s = agent.settings.session_ttl_s
-        for id in agent.sessions.expired(ttl_s, now, agent.lanes):
-            self.router.end_session(agent, id, "ttl")
-        if agent.adoption is not None and agent.adoption.deadline > now:
+        if agent.adoption is None:
+            for id in agent.sessions.expired(ttl_s, now, agent.lanes):
+                self.router.end_session(agent, id, "ttl")
+            expiry = agent.sessions.next_expiry(ttl_s, now, agent.lanes)
+            if expiry is not None:
+                self.deadlines.arm(agent, expiry)
+        elif agent.adoption.deadline > now:
             self.deadlines.arm(agent, agent.adoption.deadline)
-        expiry = agent.sessions.next_expiry(ttl_s, now, agent.lanes)
-        if expiry is not None:
-            self.deadlines.arm(agent, expiry)
         if agent.state is AgentState.QUARANTINED:
             if agent.quarantined_until <= now:
                 self.pool.versions.release(agent)

@@ -76,7 +76,7 @@ class Versions:
         agent.pace.succeeded()
         for worker in [w for w in agent.workers.values() if w is not first]:
             self._outdate(agent, worker, now)
-        self._let_go(agent, template.at_once, now)
+        self.let_go(agent, now)
         agent.slots, agent.vacant = [agent.trial_slot], []
         agent.trial_slot, agent.template_slot = Slot(), Slot()
         self._emit(effect)
@@ -94,13 +94,6 @@ class Versions:
         else:
             self._orders.retire(agent, worker, None, now)
 
-    def adopted(self, agent: Agent, now: float) -> None:
-        """Workers that an earlier daemon left, and that there is no place for in the pool, are outdated."""
-        for worker in agent.workers.values():
-            if worker.adopted and worker.slot not in agent.slots:
-                self._outdate(agent, worker, now)
-        self._let_go(agent, False, now)
-
     def _outdate(self, agent: Agent, worker: Worker, now: float) -> None:
         """Take the worker out of the pool: no run but its own sessions' comes to it any more."""
         if not worker.outdated:
@@ -109,12 +102,11 @@ class Versions:
             self._orders.leave_slot(agent, worker)
             agent.idle.pop(worker.id, None)
 
-    def _let_go(self, agent: Agent, at_once: bool, now: float) -> None:
+    def let_go(self, agent: Agent, now: float) -> None:
         """Outdated workers leave, but for those that stay for their sessions: as many as the pool may have, so that
-        one deploy after another does not fill the machine."""
-        # one that is starting and has runs was left by an earlier daemon, and has not been heard yet
-        unheard = [w for w in agent.workers.values() if w.state is ProcessState.STARTING and w.runs]
-        outdated = [w for w in agent.workers.values() if w.outdated and w not in unheard]
+        one deploy after another does not fill the machine. Who has not been heard yet may have some, and stays too."""
+        outdated = [w for w in agent.workers.values() if w.outdated and not w.unheard]
+        at_once = agent.current is not None and agent.current.at_once
         stay = not at_once and agent.settings.drain_s > 0
         homes = [w for w in outdated if stay and w.sessions and w.state is ProcessState.READY]
         staying = sorted(homes, key=loss)[-agent.settings.max_workers:]

@@ -71,16 +71,15 @@ class Worker:
     """One worker process.
 
     Invariant: it has runs only while READY, DRAINING or KILLING, and never more than `capacity` of them; one that was
-    `adopted` has what it had. `held_back`: it takes none until its agent's adoption is over. `sessions` counts the
-    sessions whose home it is, `saved` those of them with saved state; `lanes` are the waiting lanes that want it.
-    `killed` tells that KILLING has come to SIGKILL.
-    `outdated_at` is when a newer version replaced its own, None while it is of the pool: from then on it serves the
-    runs of its own sessions only, and leaves when none has come for a while.
+    `adopted` has what it had. `sessions` counts the sessions whose home it is, `saved` those of them with saved
+    state; `lanes` are the waiting lanes that want it. `outdated_at` is when a newer version replaced its own, None
+    while it is of the pool: from then on it serves the runs of its own sessions only, and leaves when none has come
+    for a while. `killed` tells that KILLING has come to SIGKILL.
     """
 
     __slots__ = (
-        "adopted", "agent", "capacity", "deadline", "failure", "held_back", "id", "idle_since", "killed", "lanes",
-        "outdated_at", "runs", "saved", "served", "sessions", "slot", "started_at", "state", "template", "version",
+        "adopted", "agent", "capacity", "deadline", "failure", "id", "idle_since", "killed", "lanes", "outdated_at",
+        "runs", "saved", "served", "sessions", "slot", "started_at", "state", "template", "version",
     )  # fmt: skip
 
     def __init__(self, id: str, template: Template, slot: "Slot", now: float) -> None:
@@ -101,7 +100,6 @@ class Worker:
         self.deadline: float | None = None
         self.failure = ""
         self.adopted = False
-        self.held_back = False
         self.outdated_at: float | None = None
         self.killed = False
 
@@ -116,7 +114,17 @@ class Worker:
     @property
     def open(self) -> bool:
         """Whether it can take one more run now; if it is outdated, of its own sessions."""
-        return self.state is ProcessState.READY and len(self.runs) < self.capacity and not self.held_back
+        return self.state is ProcessState.READY and len(self.runs) < self.capacity
+
+    @property
+    def unheard(self) -> bool:
+        """Whether an earlier daemon left it, and it has not dialled yet: what is in it is not known."""
+        return self.adopted and self.state is ProcessState.STARTING
+
+    @property
+    def untried(self) -> bool:
+        """Whether all it has done was under an earlier daemon: what becomes of it says nothing of its version."""
+        return self.adopted and not self.served
 
     @property
     def outdated(self) -> bool:
