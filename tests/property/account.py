@@ -105,7 +105,7 @@ class Account:
             return False
         agent.removal = event.request
         self._drop_rollback(agent)
-        agent.given_up = False
+        agent.given_up, agent.previous = False, None
         self._retire(self._workers_of(agent), self.now + self.policy.drain_s)
         return True
 
@@ -114,7 +114,7 @@ class Account:
         if known:
             for agent in self.agents.values():
                 self._drop_rollback(agent)
-                agent.given_up = False
+                agent.given_up, agent.previous = False, None
             self._retire(list(self.workers.values()), self.now + self.policy.drain_s)
         return known
 
