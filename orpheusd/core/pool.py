@@ -130,12 +130,12 @@ class Pool:
         agent.idle.pop(worker.id, None)
         worker.template.workers -= 1
         self._deadlines.forget(worker)
-        mourn(self._router, agent, worker, cause, undelivered, now)
-        slot = worker.slot
         if worker.template is agent.candidate:
             self.versions.refuse(agent, reason, now)
         elif unasked and not worker.outdated and not worker.untried:
-            self.versions.failed(agent, slot, reason, now)
+            self.versions.failed(agent, worker.slot, reason, now)
+        # after the judgement: who waited for it is not to start on workers that this death has condemned
+        mourn(self._router, agent, worker, cause, undelivered, now)
         self._orders.leave_slot(agent, worker)
 
     def run_ended(self, agent: Agent, worker: Worker, completed: bool, now: float) -> None:
@@ -182,7 +182,7 @@ class Pool:
 
     def wind_down(self, agent: Agent, why: str, now: float) -> None:
         """Let everything of the agent go; `agent.empty` will say when it has gone."""
-        agent.given_up = ""
+        agent.given_up, agent.previous = "", None
         self.versions.refuse(agent, f"{agent.id} is {why}", now)
         self._refuse_waiting(agent, "draining", f"{agent.id} is {why}", now)
         self.adopter.over(agent, now)

@@ -106,7 +106,7 @@ class Account:
             return False
         agent.removal = event.request
         self._drop_rollback(agent)
-        agent.given_up = False
+        agent.given_up, agent.previous = False, None
         self._retire(self._workers_of(agent), self.now + self.policy.drain_s)
         return True
 
@@ -115,7 +115,7 @@ class Account:
         if known:
             for agent in self.agents.values():
                 self._drop_rollback(agent)
-                agent.given_up = False
+                agent.given_up, agent.previous = False, None
             self._retire(list(self.workers.values()), self.now + self.policy.drain_s)
         return known
 

@@ -128,10 +128,13 @@ class Life(RuleBasedStateMachine):
         for session in sessions:
             self.world.request(agent, session)
 
-    @rule(agent=agents, settings=variants, times=st.integers(2, 6), asked=st.booleans())
-    def breaks_at_once(self, agent: str, settings: Settings, times: int, asked: bool) -> None:
-        """A new version loses its workers as they come."""
+    @rule(agent=agents, settings=variants, times=st.integers(2, 6), asked=st.booleans(), worked=st.booleans())
+    def breaks_at_once(self, agent: str, settings: Settings, times: int, asked: bool, worked: bool) -> None:
+        """A new version loses its workers as they come, at its first runs or after some."""
         self.stage(agent, settings, at_once=False, obey=True)
+        if worked:
+            self.world.request(agent)
+            self.work(0, 8)
         for _ in range(times):
             if asked:
                 self.world.request(agent)
