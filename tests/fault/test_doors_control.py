@@ -119,12 +119,14 @@ def _read_all(client: socket.socket) -> bytes:
 
 
 def test_a_flood_of_requests_in_one_write_holds_up_nobody(calm: Daemon) -> None:
-    # fault 71: thousands are in one read of the daemon's, and nothing that is answered slows their sender
-    request = b'{"jsonrpc":"2.0","method":"agent.list"}\n'
+    # fault 71: thousands are in one read of the daemon's, and no answer that has to be read slows their sender
+    request = b'{"jsonrpc":"2.0","method":"metrics"}\n'
     with calm.connect(60) as control, canary(calm) as took:
-        control.socket.sendall(request * 50_000)
+        started = time.monotonic()
+        control.socket.sendall(request * 15_000)
         assert control.call("health")["status"] == "ok"
-    assert statistics.median(took) < LATENCY_S, sorted(took)[-10:]
+        flood_s = time.monotonic() - started
+    assert max(took) < flood_s / 4, f"one of its reads is half of the flood of {flood_s:.1f} s"
 
 
 def test_every_frame_of_one_write_is_answered_in_order(calm: Daemon) -> None:
