@@ -1,6 +1,7 @@
 """A process that writes a run log until it is killed, or until the disk fails; the fault tests run it.
 
-`python -m tests.runlog_child endless FOLDER FIRST [busy]` prints the id of each run when its end is acknowledged.
+`python -m tests.runlog_child endless FOLDER FIRST [busy]` prints the id of each run when its end is acknowledged. It
+ends when it is killed, perhaps by a failpoint.
 `python -m tests.runlog_child failing FOLDER FLAG` makes the file FLAG after some runs, and prints one line of JSON.
 """
 
@@ -11,6 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
+from orpheusd import failpoints
 from orpheusd.runlog import store, upkeep
 from orpheusd.runlog.log import RunLog
 from orpheusd.runlog.settings import Settings
@@ -24,7 +26,7 @@ OUTSTANDING = 200
 def endless(folder: Path, first: int, busy: bool) -> None:
     settings = Settings(linger_s=0.0005, check_budget_s=30.0, reserve_bytes=4096)
     if busy:
-        # Checkpoints, deletes and gives back pages all the time.
+        # Checkpoints and deletes all the time, and gives pages back when a large part of the file is empty.
         settings = Settings(linger_s=0.0, max_bytes=400_000, check_budget_s=30.0, reserve_bytes=4096)
         upkeep.LOOK_S = 0.0
         upkeep.CHECKPOINT_PAGES = 50
@@ -71,6 +73,7 @@ def failing(folder: Path, flag: Path) -> None:
 
 
 if __name__ == "__main__":
+    failpoints.arm(failpoints.parse(os.environ.get("ORPHEUS_FAILPOINTS", "")))
     if sys.argv[1] == "endless":
         endless(Path(sys.argv[2]), int(sys.argv[3]), "busy" in sys.argv)
     else:

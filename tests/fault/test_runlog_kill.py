@@ -1,5 +1,7 @@
 """A real process writes the log and is killed at any point: what it was acknowledged is there, and the chain holds."""
 
+import itertools
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ import pytest
 from orpheusd.runlog.queries import RunQueries
 from orpheusd.runlog.schema import connect_reader
 from orpheusd.runlog.verify import verify
-from tests.runlog_kit import Log
+from tests.runlog_kit import Log, whole_run
 
 #: Acknowledgements after which each kill comes: at once, within the first commits, and later.
 KILLS = (1, 2, 3, 5, 8, 20, 50, 100, 150, 200, 250, 300, 400)
@@ -69,7 +71,7 @@ def test_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
 
 
 def test_a_kill_during_upkeep_leaves_the_log_whole(tmp_path: Path) -> None:
-    # fault 35: while it checkpoints, deletes old runs and gives back pages
+    # fault 35: while it checkpoints and deletes old runs
     for number, kill in enumerate(BUSY_KILLS):
         acknowledged = write_until_killed(tmp_path, number * 1_000_000, kill, "busy")
         assert check_whole(tmp_path) > 0
@@ -79,6 +81,35 @@ def test_a_kill_during_upkeep_leaves_the_log_whole(tmp_path: Path) -> None:
         assert newest is not None and newest.run.ended_at is not None
     with Log(tmp_path) as log:
         assert log.log.health()["damage"] is None
+
+
+#: Where it is killed, and in how busy a log. One that always has something to delete gives back little.
+POINTS = [
+    *itertools.product(("runlog-committing", "runlog-committed"), ("plain", "busy"), (1, 2, 20)),
+    *itertools.product(("runlog-checkpointed", "runlog-trimming"), ("busy",), (1, 2, 20)),
+    *itertools.product(("runlog-given-back",), ("busy",), (1, 2)),
+]
+
+
+@pytest.mark.parametrize(("point", "how", "passing"), POINTS)
+def test_a_kill_at_the_point_leaves_the_log_whole(tmp_path: Path, point: str, how: str, passing: int) -> None:
+    # fault 35
+    with Log(tmp_path) as log:
+        # a quarter of the file is empty once these are deleted, and only then pages are given back
+        for number in range(100):
+            whole_run(log.log, f"r-large-{number}", result=b"1" * 20_000)
+        log.settle(100)
+    child = subprocess.run(
+        [sys.executable, "-m", "tests.runlog_child", "endless", str(tmp_path), "0", how], capture_output=True,
+        env={**os.environ, "ORPHEUS_FAILPOINTS": f"{point}=kill:{passing}"},
+        cwd=Path(__file__).parents[2], timeout=60, check=False)
+    assert child.returncode == -9, child.stderr
+    check_whole(tmp_path)
+    acknowledged = child.stdout.decode().split()
+    with Log(tmp_path) as log:
+        assert log.log.health()["damage"] is None and log.log.health()["checked"] == "whole"
+        # a busy one deletes what has ended
+        assert how == "busy" or all(log.show(run_id).run.state == "completed" for run_id in acknowledged)
 
 
 @pytest.mark.slow

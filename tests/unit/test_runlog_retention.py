@@ -50,11 +50,12 @@ def test_the_oldest_go_while_there_is_too_much(tmp_path: Path) -> None:
         for first in range(0, 3000, 300):
             write(log, first, first + 300)
         eventually(lambda: 0 < log.log.health()["used_bytes"] <= limit_bytes, what="the log to be small enough")
-        rows = log.log.health()["rows"]
-        # Some are left: it stops when it is small enough, one step of deleting aside.
-        assert limit_bytes / 2000 / 2 - TRIM_ROWS < rows < limit_bytes / 2000
-        newest = log.queries.find(RunQuery(limit=1000))
-        assert [run.run_id for run in newest] == [f"r-{2999 - number}" for number in range(len(newest))]
+    # Closed, for it may have been counted before the last were written, and one more step be due.
+    rows = log.log.health()["rows"]
+    # Some are left: it stops when it is small enough, one step of deleting aside.
+    assert limit_bytes / 2000 / 2 - TRIM_ROWS < rows < limit_bytes / 2000
+    newest = log.queries.find(RunQuery(limit=1000))
+    assert [run.run_id for run in newest] == [f"r-{2999 - number}" for number in range(len(newest))]
     assert (tmp_path / "runs.db").stat().st_size < 3 * limit_bytes
     with Log(tmp_path, KEEP_ALL) as log:
         assert log.log.health()["damage"] is None and log.log.health()["rows"] == rows
