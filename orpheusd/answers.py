@@ -15,6 +15,8 @@ from orpheusd.errors import OrpheusError
 from orpheusd.outcome import Outcome
 from orpheusd.runlog.rows import RunDetail
 
+#: Events of a stream that may wait for its run to be written, which takes milliseconds.
+EARLY_EVENTS = 1000
 #: The log does not keep why a worker was chosen, and no answer tells it.
 _NO_WHY = Why("", "", 0.0, 0, None)
 
@@ -66,6 +68,49 @@ class Acceptance:
         if not self.given and outcome.state == "rejected":
             self.given = True
             answer_run(self._call, outcome)
+
+
+class Announcement:
+    """What a streaming caller hears: that the run is accepted, once the log has it, then its events, then its end.
+
+    Invariant: nothing is told before the acceptance. Events that come earlier wait for it, at most EARLY_EVENTS.
+    """
+
+    def __init__(self, call: Call, run_id: str, over: Callable[[Outcome], None]) -> None:
+        self._call = call
+        self._run_id = run_id
+        self._over = over
+        self._early: list[dict[str, Any]] | None = []
+
+    @property
+    def given(self) -> bool:
+        return self._early is None
+
+    def event(self, name: str, params: dict[str, Any]) -> None:
+        told = {"event": name, **params}
+        if self._early is None:
+            self._call.event(told)
+            return
+        self._early.append(told)
+        if len(self._early) >= EARLY_EVENTS:
+            self.written(True)
+
+    def written(self, _committed: bool) -> None:
+        """The run is in the log, or cannot be; then its end will say so."""
+        if self._early is not None:
+            early, self._early = self._early, None
+            for told in (accepted(self._run_id), *early):
+                self._call.event(told)
+
+    def over(self, outcome: Outcome) -> None:
+        if outcome.state != "rejected":
+            self.written(True)
+        self._early = None
+        self._over(outcome)
+
+
+def accepted(run_id: str) -> dict[str, Any]:
+    return {"event": "accepted", "data": {"request_id": run_id}}
 
 
 def answer_run(call: Call, outcome: Outcome) -> None:

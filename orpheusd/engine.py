@@ -156,7 +156,7 @@ class Engine:
             raise OrpheusError("draining", "the daemon is stopping; try again when it is back")
         self._recorder.accepted(
             event.run, event.agent, event.session, pending.source, pending.caller, pending.payload,
-            options_of(event) if pending.detached else None, pending.key)
+            options_of(event) if pending.detached else None, pending.key, pending.on_event is not None)
         self.start_again(event, pending)
 
     def start_again(self, event: ev.RunRequested, pending: Pending) -> None:

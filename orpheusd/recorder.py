@@ -89,14 +89,15 @@ class Recorder:
 
     def accepted(
         self, run_id: str, agent: str, session_id: str | None, source: str, caller: str, input: bytes,
-        options: str | None = None, key: Key | None = None,
+        options: str | None = None, key: Key | None = None, announced: bool = False,
     ) -> None:  # fmt: skip
-        """`options` makes it a detached run. Raises OrpheusError(overloaded) when the log takes nothing now: what
-        cannot be recorded is not executed.
+        """`options` makes it a detached run; `announced`: the listener is told when it is written.
+
+        Raises OrpheusError(overloaded) when the log takes nothing now: what cannot be recorded is not executed.
         """
         name, fingerprint = key if key is not None else (None, None)
         if not self._log.queued(Queued(run_id, agent, session_id, source, caller, time.time(), input, None,
-                                       options is not None, options, name, fingerprint)):
+                                       options is not None, options, name, fingerprint, announced)):
             problem = self._log.problem or "the disk does not keep up"
             raise OrpheusError("overloaded", f"runs cannot be recorded now ({problem}), so none is started; "
                                              "`orpheusctl status` says more")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from orpheusd.answers import Acceptance, Call, answer_run, outcome_of
+from orpheusd.answers import Acceptance, Announcement, Call, accepted, answer_run, outcome_of
 from orpheusd.commits import Commits
 from orpheusd.core import events as ev
 from orpheusd.detached import requested_again
@@ -108,22 +108,27 @@ class Runs:
         self, call: Call, event: ev.RunRequested, payload: bytes, manner: Manner, key: Key | None = None,
         claim: Claim | None = None,
     ) -> None:  # fmt: skip
-        acceptance = Acceptance(call, event) if manner.detach else None
-        on_outcome = partial(answer_run, call) if acceptance is None else acceptance.over
+        on_outcome: Callable[[Outcome], None] = partial(answer_run, call)
+        acceptance: Acceptance | None = None
+        announcement: Announcement | None = None
+        if manner.detach:
+            acceptance = Acceptance(call, event)
+            on_outcome = acceptance.over
+        elif manner.stream:
+            announcement = Announcement(call, event.run, on_outcome)
+            on_outcome = announcement.over
         if key is not None and claim is not None:
             on_outcome = partial(self._over, event.agent, key, claim, on_outcome)
-        on_event = partial(_tell, call) if manner.stream else None
+        on_event = announcement.event if announcement is not None else None
         self._engine.start_run(event, Pending(
             payload, call.source, call.caller, on_outcome, on_event, manner.detach, key))
-        if acceptance is not None and not acceptance.given:
-            self._engine.acceptances.when(event.run, acceptance.written)
+        first = acceptance or announcement
+        if first is not None and not first.given:
+            self._engine.acceptances.when(event.run, first.written)
         if key is not None and claim is not None:
             self._bind(event.agent, event.run, key, claim)
-        if event.run in self._engine.pending:
-            if manner.stream:
-                _tell_accepted(call, event.run)
-            if manner.cancel_on_disconnect:
-                call.on_gone(partial(self._abandon, event.run))
+        if manner.cancel_on_disconnect and event.run in self._engine.pending:
+            call.on_gone(partial(self._abandon, event.run))
 
     def _abandon(self, run_id: str) -> None:
         if self._going(run_id):
@@ -163,7 +168,7 @@ class Runs:
             Acceptance(call, event).written(True)
             return
         if manner.stream:
-            _tell_accepted(call, event.run)
+            call.event(accepted(event.run))
         detail = _found(event.run, await self._once(self._engine.ends, event.run, _is_over, None))
         if detail.run.ended_at is None and self._engine.supervisor.stopping:
             raise OrpheusError("draining", f"the daemon is stopping; run {event.run} is accepted and will be executed "
@@ -224,14 +229,6 @@ def _input_payload(input: Any) -> bytes:
         raise OrpheusError("too-large", f"the input has {len(payload)} bytes of JSON; at most {INPUT_LIMIT_BYTES} may "
                                         "be sent: put large data into the workspace and send its name")
     return payload
-
-
-def _tell(call: Call, name: str, params: dict[str, Any]) -> None:
-    call.event({"event": name, **params})
-
-
-def _tell_accepted(call: Call, run_id: str) -> None:
-    call.event({"event": "accepted", "data": {"request_id": run_id}})
 
 
 def _found(run_id: str, detail: RunDetail | None) -> RunDetail:

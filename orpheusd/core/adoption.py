@@ -189,6 +189,8 @@ class Adopter:
         run.deadline = now + unfinished.left_s
         agent.started += 1
         agent.outdated_runs += worker.outdated
+        if unfinished.over:
+            agent.owed.add(run.id)
         if run.session is not None:
             run.entry = agent.sessions.resume(run.session, now)
         self._deadlines.arm(worker, run.deadline)

@@ -57,9 +57,9 @@ class Agent:
     the pool: each live worker that takes new sessions is in exactly one slot. `waiting` holds the queued
     runs in order of arrival, and each of them is in one lane of `lanes`; `rotation` holds the lanes that any
     worker of the pool may serve. `started` is the number of runs on workers, `outdated_runs` of those on outdated
-    ones. `vacant` holds the slots without a worker; `pace` is what they wait for together. `previous` is what served
-    before `current`, while that has not shown that it works; `given_up` is why it never will, "" unless `previous` is
-    to take its place again.
+    ones; `owed` are those that are over on an adopted worker, which is about to say so. `vacant` holds the slots
+    without a worker; `pace` is what they wait for together. `previous` is what served before `current`, while that
+    has not shown that it works; `given_up` is why it never will, "" unless `previous` is to take its place again.
     """
 
     def __init__(self, name: str, settings: Settings) -> None:
@@ -81,6 +81,7 @@ class Agent:
         self.rotation: OrderedDict[Lane, None] = OrderedDict()
         self.started = 0
         self.outdated_runs = 0
+        self.owed: set[str] = set()
         self.lull = Lull()
         self.record = Record()
         self.pace = Backoff()
@@ -99,7 +100,7 @@ class Agent:
     def demand(self) -> int:
         """Runs on the pool's workers, and sessions whose next run any of them could take: what one more worker would
         help."""
-        return self.started - self.outdated_runs + len(self.rotation)
+        return self.started - self.outdated_runs - len(self.owed) + len(self.rotation)
 
     @property
     def unwanted(self) -> bool:

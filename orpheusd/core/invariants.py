@@ -77,6 +77,7 @@ def _check_workers(agent: Agent, supervisor: Supervisor, seen: set[str]) -> None
     for id in agent.idle:
         _hold(id in agent.workers, f"{id} is idle and does not exist")
     started = sum(len(worker.runs) for worker in agent.workers.values())
+    _hold(all(id in supervisor.runs for id in agent.owed), f"{agent.id} is owed runs that are not there")
     _hold(agent.started == started, f"{agent.id} counts {agent.started} started runs of {started}")
     apart = sum(len(worker.runs) for worker in agent.workers.values() if worker.outdated)
     _hold(agent.outdated_runs == apart, f"{agent.id} counts {agent.outdated_runs} runs of {apart} on outdated workers")

@@ -314,6 +314,7 @@ class Router:
         """The opposite of `_start`, as far as the worker is concerned."""
         del worker.runs[run.id]
         agent.started -= 1
+        agent.owed.discard(run.id)
         agent.outdated_runs -= worker.outdated
 
     def _session_began(self, agent: "Agent", lane: Lane | None, now: float) -> None:

@@ -76,9 +76,9 @@ class RunLog:
                     input=stored[: self.settings.input_limit_bytes] if self.settings.capture else None,
                     input_bytes=row.input_bytes if row.input_bytes is not None else len(stored))
                 stored = row.input
-            self._handover.put(row, len(stored) if stored is not None else 0, row.detached)
+            self._handover.put(row, len(stored) if stored is not None else 0, row.detached or row.announced)
         else:
-            self._handover.put(row, 0, row.detached)
+            self._handover.put(row, 0, row.detached or row.announced)
         return True
 
     def started(self, row: Started, urgent: bool = False) -> None:

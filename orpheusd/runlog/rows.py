@@ -12,7 +12,8 @@ class Queued(NamedTuple):
     `detached`: nobody waits for the answer, so payloads are kept whole; `options` is what a later daemon needs to
     queue it again, in the daemon's own words. `input_bytes` is the size of the whole input when `input` is not.
     `idempotency_key` is the caller's name for this request, `fingerprint` (SHA-256 in hex) says what was asked under
-    it; whoever asks again is answered from the log, so payloads are kept whole then too.
+    it; whoever asks again is answered from the log, so payloads are kept whole then too. `announced`: the caller hears
+    of the run before it is over, once this is written. It is not stored.
     """
 
     run_id: str
@@ -27,11 +28,17 @@ class Queued(NamedTuple):
     options: str | None = None
     idempotency_key: str | None = None
     fingerprint: str | None = None
+    announced: bool = False
 
     @property
     def whole(self) -> bool:
         """Whether its payloads are kept whatever is said of capturing."""
         return self.detached or self.idempotency_key is not None
+
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits for this to be written."""
+        return self.whole or self.announced
 
 
 class Started(NamedTuple):

@@ -29,7 +29,7 @@ class ForeignWriter(Exception):
 class Written(NamedTuple):
     """What a commit did. `ended`: runs whose end is in the log now, repeats included.
 
-    `detached` are the runs queued there since whose callers may wait for that (detached ones, and those with a key),
+    `detached` are the runs queued there since whose callers may wait for that (detached, streaming, or with a key),
     `started` the detached ones that have started there.
     """
 
@@ -172,7 +172,7 @@ class Store:
             else:
                 next_seq += 1
                 added_rows += 1
-            if story.queued is not None and story.queued.whole:
+            if story.queued is not None and story.queued.awaited:
                 detached.append(run_id)
             if story.started is not None and row[_DETACHED]:
                 started.append(run_id)

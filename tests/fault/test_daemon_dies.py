@@ -79,6 +79,13 @@ def workers(daemon: Daemon, agent: str) -> dict[str, int]:
     return {row["id"]: row["pid"] for row in daemon.call("agent.show", agent=agent)["workers"]}
 
 
+def at_rest(daemon: Daemon) -> bool:
+    """Whether nothing is going on, and all that did is in the log."""
+    rows = daemon.call("agent.show", agent="counter")["workers"]
+    idle = all(row["state"] == "ready" and not row["busy"] for row in rows)
+    return idle and not daemon.call("status")["run_log"]["pending_changes"]
+
+
 def test_a_run_outlives_the_daemon_and_its_session_goes_on(new_daemon: NewDaemon, tmp_path: Path) -> None:
     # fault 30, 33, 36
     daemon = new_daemon()
@@ -202,7 +209,7 @@ def test_restarts_under_load_never_make_two_owners(new_daemon: NewDaemon, tmp_pa
             pids = workers(daemon, "counter")
             daemon.crash()
             daemon.start()
-            eventually(lambda pids=pids: pids.items() <= workers(daemon, "counter").items())
+            eventually(lambda pids=pids: pids.items() <= workers(daemon, "counter").items() and at_rest(daemon))
             for row in [ended(daemon, row["run_id"], 5.0) for row in daemon.call("run.list", limit=20)["runs"]]:
                 # those that waited were never started, and no memory of them is anywhere
                 if row["run_id"] in run_ids and row["state"] == "completed" and row["context"] == "warm":
