@@ -15,6 +15,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -110,7 +111,6 @@ class Daemon:
         self.env = env or {}
         self._log = self.directory / "orpheusd.log"
         self.process: subprocess.Popen[bytes] | None = None
-        self._orphans: list[psutil.Process] = []
 
     @property
     def pid(self) -> int:
@@ -171,7 +171,6 @@ class Daemon:
     def crash(self) -> None:
         """SIGKILL to the daemon alone: what it started is left to the next one, which `start` starts."""
         assert self.process is not None, "the daemon is not running"
-        self._orphans = self.family()
         self.process.kill()
         self.died()
 
@@ -190,7 +189,7 @@ class Daemon:
         try:
             if self.process is not None:
                 self.stop()
-            self._bury(self._orphans)
+            self._bury(self._orphans())
         finally:
             shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -245,6 +244,17 @@ class Daemon:
         except (OSError, EOFError):
             return False
         return True
+
+    def _orphans(self) -> list[psutil.Process]:
+        """What a daemon that was killed has left to a next one that did not come."""
+        tags = {f"ORPHEUS_SANDBOX={path.stem}".encode() for path in (self.runtime_dir / "born").glob("*.json")}
+        found = []
+        for process in psutil.process_iter() if tags else ():
+            with suppress(OSError):
+                environ = Path(f"/proc/{process.pid}/environ").read_bytes()
+                if not tags.isdisjoint(environ.split(b"\0")):
+                    found.append(process)
+        return found
 
     def _bury(self, family: list[psutil.Process]) -> None:
         _, alive = psutil.wait_procs(family, timeout=2)
