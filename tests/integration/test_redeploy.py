@@ -63,7 +63,7 @@ def test_ten_redeploys_under_traffic(daemon: Daemon, tmp_path: Path) -> None:
 
     Pools of different sizes let some homes stay and others go, and one version lets nobody stay.
     """
-    name, broken, crashing, hasty = "busy", 4, 7, 10
+    name, broken, crashing, hasty = "ten-redeploys", 4, 7, 10
     deploy(daemon, tmp_path, name, 1, scaling={"max_workers": 4})
     begun: list[float] = []
     with Traffic(daemon, name, 20) as traffic:
@@ -117,32 +117,32 @@ def check_memory(told: list[Told]) -> None:
 
 
 def test_a_session_stays_until_it_has_been_idle_for_the_drain_time(daemon: Daemon, tmp_path: Path) -> None:
-    deploy(daemon, tmp_path, "drained", 1)
-    before = run(daemon, "drained", "a")
-    deploy(daemon, tmp_path, "drained", 2, deploy={"drain_seconds": 1.0})
-    again = run(daemon, "drained", "a")
+    deploy(daemon, tmp_path, "moves-once", 1)
+    before = run(daemon, "moves-once", "a")
+    deploy(daemon, tmp_path, "moves-once", 2, deploy={"drain_seconds": 1.0})
+    again = run(daemon, "moves-once", "a")
     assert (again["worker_id"], again["session"]["context"]) == (before["worker_id"], "warm")
     assert again["result"]["version"] == 1
-    assert run(daemon, "drained", "b")["result"]["version"] == 2
-    assert run(daemon, "drained")["result"]["version"] == 2
-    outdated = {worker["version"]: worker["outdated"] for worker in show(daemon, "drained")["workers"]}
+    assert run(daemon, "moves-once", "b")["result"]["version"] == 2
+    assert run(daemon, "moves-once")["result"]["version"] == 2
+    outdated = {worker["version"]: worker["outdated"] for worker in show(daemon, "moves-once")["workers"]}
     assert outdated == {1: True, 2: False}
-    eventually(lambda: len(show(daemon, "drained")["workers"]) == 1, 10, "the outdated worker to leave")
-    moved = run(daemon, "drained", "a")
+    eventually(lambda: len(show(daemon, "moves-once")["workers"]) == 1, 10, "the outdated worker to leave")
+    moved = run(daemon, "moves-once", "a")
     assert (moved["session"]["context"], moved["result"]["version"]) == ("lost", 2)
-    assert run(daemon, "drained", "a")["worker_id"] == moved["worker_id"]
+    assert run(daemon, "moves-once", "a")["worker_id"] == moved["worker_id"]
 
 
 def test_a_running_run_is_finished_by_the_version_it_began_on(daemon: Daemon, tmp_path: Path) -> None:
-    deploy(daemon, tmp_path, "running", 1)
+    deploy(daemon, tmp_path, "runs-on", 1)
     with daemon.connect() as control:
         for session in ("a", None):
-            control.send("run", agent="running", input={"work_s": 1.5}, session_id=session)
-        eventually(lambda: daemon.call("agent.stats", agent="running")["queue"]["processing"] == 2)
-        deploy(daemon, tmp_path, "running", 2, deploy={"drain_seconds": 0})
+            control.send("run", agent="runs-on", input={"work_s": 1.5}, session_id=session)
+        eventually(lambda: daemon.call("agent.stats", agent="runs-on")["queue"]["processing"] == 2)
+        deploy(daemon, tmp_path, "runs-on", 2, deploy={"drain_seconds": 0})
         answers = [control.receive()["result"]["result"] for _ in range(2)]
     assert [answer["version"] for answer in answers] == [1, 1]
-    assert run(daemon, "running", "a")["result"]["version"] == 2
+    assert run(daemon, "runs-on", "a")["result"]["version"] == 2
 
 
 # fault 76
@@ -203,21 +203,20 @@ def test_rollback_deploys_an_older_version_again(new_daemon: Callable[..., Daemo
 
 # fault 79
 def test_changes_at_once_are_made_one_after_another(daemon: Daemon, tmp_path: Path) -> None:
-    deploy(daemon, tmp_path, "queued", 1)
+    deploy(daemon, tmp_path, "takes-turns", 1)
     versions: list[int] = []
     failed: list[BaseException] = []
 
     def change(version: int) -> None:
         try:
             if version % 3 == 0:
-                versions.append(daemon.call("restart", agent="queued")["version"])
+                versions.append(daemon.call("restart", agent="takes-turns")["version"])
             else:
-                folder = write_agent(tmp_path / str(version) / "queued", COUNTING.replace("VERSION", str(version)))
-                versions.append(daemon.deploy(folder)["version"])
+                versions.append(daemon.deploy(write(tmp_path / str(version), "takes-turns", version))["version"])
         except BaseException as error:
             failed.append(error)
 
-    with Traffic(daemon, "queued", 4) as traffic:
+    with Traffic(daemon, "takes-turns", 4) as traffic:
         threads = [threading.Thread(target=change, args=(number,)) for number in range(9)]
         for thread in threads:
             thread.start()
@@ -225,20 +224,20 @@ def test_changes_at_once_are_made_one_after_another(daemon: Daemon, tmp_path: Pa
             thread.join()
     assert failed == [] and traffic.broken == [] and traffic.refused == []
     assert max(versions) == 7 and len(versions) == 9
-    assert show(daemon, "queued")["version"] == 7
+    assert show(daemon, "takes-turns")["version"] == 7
 
 
 # fault 79
 def test_a_deploy_that_waits_goes_on_when_its_caller_leaves(daemon: Daemon, tmp_path: Path) -> None:
     slow = "import time\ntime.sleep(1.0)\n" + COUNTING
-    deploy(daemon, tmp_path, "left", 1)
+    deploy(daemon, tmp_path, "nobody-waits", 1)
     with daemon.connect() as first:
-        start_deploy(first, write(tmp_path, "left", 2, slow))
+        start_deploy(first, write(tmp_path, "nobody-waits", 2, slow))
         with daemon.connect() as second:
-            start_deploy(second, write(tmp_path, "left", 3))
-            assert show(daemon, "left")["version"] == 1
-    eventually(lambda: show(daemon, "left")["version"] == 3, 20, "the second deploy")
-    assert run(daemon, "left")["result"]["version"] == 3
+            start_deploy(second, write(tmp_path, "nobody-waits", 3))
+            assert show(daemon, "nobody-waits")["version"] == 1
+    eventually(lambda: show(daemon, "nobody-waits")["version"] == 3, 20, "the second deploy")
+    assert run(daemon, "nobody-waits")["result"]["version"] == 3
 
 
 def start_deploy(control: Control, folder: Path) -> None:
@@ -252,23 +251,23 @@ def start_deploy(control: Control, folder: Path) -> None:
 
 # fault 75
 def test_a_crash_loop_is_refused_with_the_reason_and_disturbs_nobody(daemon: Daemon, tmp_path: Path) -> None:
-    deploy(daemon, tmp_path, "steady", 1)
+    deploy(daemon, tmp_path, "beside-the-loop", 1)
     switch = "import os\n\nif os.path.exists('/workspace/broken'): os._exit(1)\n" + COUNTING
-    deploy(daemon, tmp_path, "looping", 1, "import workspace\n" + switch.replace(
+    deploy(daemon, tmp_path, "crash-loop", 1, "import workspace\n" + switch.replace(
         "'/workspace/broken'", "workspace.path('broken')"), scaling={"min_workers": 3})
-    place = Path(daemon.call("workspace.info", agent="looping")["path"])
+    place = Path(daemon.call("workspace.info", agent="crash-loop")["path"])
     (place / "broken").touch()
-    with Traffic(daemon, "steady", 3) as traffic:
-        for worker in show(daemon, "looping")["workers"]:
+    with Traffic(daemon, "beside-the-loop", 3) as traffic:
+        for worker in show(daemon, "crash-loop")["workers"]:
             os.kill(worker["pid"], signal.SIGKILL)
-        eventually(lambda: show(daemon, "looping")["state"] == "quarantined", 20)
-        refused = httpx.post(f"{daemon.http}/v1/agents/looping/run", json={"input": {}})
+        eventually(lambda: show(daemon, "crash-loop")["state"] == "quarantined", 20)
+        refused = httpx.post(f"{daemon.http}/v1/agents/crash-loop/run", json={"input": {}})
         assert refused.status_code == 503 and 1 <= int(refused.headers["Retry-After"]) <= 30
-        assert "looping is refused for a while" in refused.json()["error"] and "exit 1" in refused.json()["error"]
+        assert "crash-loop is refused for a while" in refused.json()["error"] and "exit 1" in refused.json()["error"]
         with pytest.raises(OrpheusError, match="does not start"):
-            daemon.call("restart", agent="looping")
-        assert show(daemon, "looping")["state"] == "quarantined"
+            daemon.call("restart", agent="crash-loop")
+        assert show(daemon, "crash-loop")["state"] == "quarantined"
         (place / "broken").unlink()
-        daemon.call("restart", agent="looping")
-        assert run(daemon, "looping")["result"]["version"] == 1
+        daemon.call("restart", agent="crash-loop")
+        assert run(daemon, "crash-loop")["result"]["version"] == 1
     assert traffic.refused == [] and traffic.broken == []
