@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test check bench fault test-all venv clean
+.PHONY: help demo test check bench fault soak test-all venv clean
 
 help:  ## list these targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,10 @@ bench: $(INSTALLED)  ## the table of the performance budget, each row beside its
 fault: $(INSTALLED)  ## the fault tests in their long form
 	@.ci/setup packages bubblewrap curl jq socat
 	@$(PYTEST) tests/fault
+
+soak: $(INSTALLED)  ## kill the daemon 200 times and workers 500 times under load (about 8 minutes)
+	@.ci/setup packages bubblewrap
+	@$(PY) -m tests.soak
 
 test-all: test  ## the tests on every other supported Python that is installed as well
 	@for version in 3.12 3.13; do \

@@ -189,7 +189,7 @@ class Daemon:
         try:
             if self.process is not None:
                 self.stop()
-            self._bury(self._orphans())
+            self._bury(self.orphans())
         finally:
             shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -245,7 +245,7 @@ class Daemon:
             return False
         return True
 
-    def _orphans(self) -> list[psutil.Process]:
+    def orphans(self) -> list[psutil.Process]:
         """What a daemon that was killed has left to a next one that did not come."""
         tags = {f"ORPHEUS_SANDBOX={path.stem}".encode() for path in (self.runtime_dir / "born").glob("*.json")}
         found = []
