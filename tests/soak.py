@@ -4,8 +4,8 @@
 
 Clients ask without a pause, in 50 sessions: some wait for their answer, some stream, some detach. Meanwhile the
 daemon is killed by SIGKILL and started again, and so are single workers, at random moments. At the end the
-invariants I1 to I4 (tests/fault/invariants.py) must hold over everything that was said, logged and done, and no process
-may be left.
+invariants I1 to I4 (tests/fault/invariants.py) must hold over everything that was said, logged and done, and no
+process may be left.
 
 With `durability: os` an answer does not wait for the disk: for up to 50 ms it is in two processes, the daemon and the
 worker, of which any one may die. So kills are APART_S apart then. With `disk` they come whenever they come.
