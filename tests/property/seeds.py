@@ -83,6 +83,30 @@ THOUGHT_UP = (
     Seed("a template is left behind", "pool:Pool.settle", "self._orders.stop_template(template, now)", "pass"),
     Seed("a late ready wakes the dead", "pool:Pool.worker_ready", "worker.state is not ProcessState.STARTING",
          "worker.state is ProcessState.READY"),
+    # When the daemon has died
+    Seed("a silent worker is no home", "adoption:Adopter.over", "agent.sessions.claim(session, worker)", "pass"),
+    Seed("a home that only its run tells of is none", "adoption:Adopter.over", "session in [*adoption.claims.get("
+         "worker.id, ()), *own]", "session in adoption.claims.get(worker.id, ())"),
+    Seed("a silent template is not waited for", "adoption:Adoption.complete",
+         "not self.templates and (not self.workers or self.deadline <= now)",
+         "self.deadline <= now or not self.templates and not self.workers"),
+    Seed("an adoption has no end", "adoption:Adoption.complete", "or self.deadline <= now", ""),
+    Seed("a deploy kills those who have not been heard", "versions:Versions.let_go", "and not w.unheard", ""),
+    Seed("runs that wait for an adoption wait for ever", "adoption:Adopter.over", "self._router.settled(agent, now)",
+         "pass"),
+    Seed("a run that its worker does not have goes on", "adoption:Adopter._hear_runs",
+         "if run.id not in held", "if False"),
+    Seed("a run that only its worker knows is forgotten", "adoption:Adopter._hear_runs",
+         "self._resume(agent, worker, unfinished, now)", "pass"),
+    Seed("a run that nobody has is forgotten", "adoption:Adopter.over", "self._give_up(", "(lambda *_: None)("),
+    Seed("what workers say of homes is not heard", "sessions:SessionMap.settle", "self.claim(seen.id, worker)",
+         "self.get(seen.id)"),
+    Seed("sessions end before their homes were heard", "supervisor:Supervisor._settle",
+         "and agent.adoption is None", ""),
+    Seed("a found worker has no slot", "adoption:Adopter._found",
+         "template is agent.current and agent.vacant", "False"),
+    Seed("the time of a run begins again with each daemon", "adoption:Adopter._hear_runs",
+         "run.deadline = now + unfinished.left_s", "pass"),
 )
 
 REAL = (
@@ -116,6 +140,11 @@ REAL = (
     Seed("a run taken back has no deadline", "routing:Router.take_back",
          "self._deadlines.arm(agent, run.queue_deadline)", "pass"),
     Seed("a parked run has no patience", "routing:Router.ended", "lane.patient_from = now", "pass"),
+    Seed("a silent template is held against the version that serves", "pool:Pool.template_failed",
+         "template is agent.current and not self.adopter.awaits(agent, template)", "True"),
+    Seed("a template that is not heard yet is stopped", "pool:Pool.settle", "and agent.adoption is None", ""),
+    Seed("a run starts before its home was heard", "routing:_unsettled",
+         "agent.adoption is not None and", "False and"),
     Seed("a template takes its agent into quarantine", "restart:Record.failed", "now - self._times[-1] >= ONE_CAUSE_S",
          "True"),
 )
