@@ -134,9 +134,9 @@ class Adopter:
             elif run.worker is worker:
                 run.deadline = now + unfinished.left_s
                 self._deadlines.arm(worker, run.deadline)
-                if run.stopping and not unfinished.over:
-                    # it was told while nobody could hear it
-                    reason, run.stopping = run.stopping, ""
+                # if it was told to stop meanwhile, nobody could hear it; and of its time the worker knows better
+                reason, run.stopping, run.kill_at = run.stopping, "", None
+                if reason == "cancelled" and not unfinished.over:
                     self._router.stop(run, reason, now)
 
     def awaits(self, agent: "Agent", template: Template) -> bool:

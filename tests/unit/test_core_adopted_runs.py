@@ -128,6 +128,20 @@ def test_a_worker_that_was_busy_and_is_heard_late_is_where_its_sessions_live() -
     assert all_of(world.effects, ef.EndSession)[1:] == [ef.EndSession("w1", "old", "ttl", "a")]
 
 
+def test_a_run_that_anybody_might_have_taken_waits_for_its_home_when_that_is_heard_late() -> None:
+    world = CoreWorld()
+    load(world, runs=(unfinished("r", "w1"),), max_workers=2)
+    world.tell(ev.TemplateAdopted(T, ("w1", "w2")))
+    hear(world, "w2")
+    world.wait(ADOPT_S)
+    blocker, waiting = world.request(), world.request("s", affinity="strict")
+    hear(world, "w1", ev.Seen("s", 4, 5.0), runs=(unfinished("r", "w1"),))
+    world.end(blocker)
+    assert world.waits(waiting)
+    world.end("r")
+    assert (world.worker_of(waiting), world.context_of(waiting)) == ("w1", "warm")
+
+
 @pytest.mark.parametrize("heard", [True, False])
 def test_a_cancel_that_a_silent_worker_could_not_hear_is_said_again(heard: bool) -> None:
     world = CoreWorld()
