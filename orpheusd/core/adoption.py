@@ -160,7 +160,6 @@ class Adopter:
         for run in adoption.unfinished.values():
             self._give_up(agent, run, bool(adoption.workers or adoption.templates), now)
         agent.sessions.sort()
-        self._deadlines.arm(agent, now)  # sessions have not expired meanwhile
         self._versions.let_go(agent, now)
         self._router.settled(agent, now)
 

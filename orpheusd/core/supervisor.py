@@ -88,6 +88,7 @@ class Supervisor:
         adoption = agent.adoption
         if adoption is not None and adoption.complete(now):
             self.pool.adopter.over(agent, now)
+            self._agent_due(agent, now)  # no session has expired meanwhile
         if agent.unwanted or self.stopping:
             if self.pool.farewell(agent, now) and self.agents.get(agent.id) is agent:
                 del self.agents[agent.id]
