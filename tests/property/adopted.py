@@ -134,7 +134,7 @@ class Adopted(Account):
             agent.adoption.workers.discard(id)
 
     def _adoption_over(self, agent: AgentRecord, adoption: AdoptionRecord) -> None:
-        agent.adoption = None
+        agent.adoption, agent.settled_at = None, self.now
         for id in sorted(adoption.workers):
             own = [run.session for run in self.workers[id].runs.values() if run.context not in (None, "spilled")]
             for name in [*(name for name, home in adoption.homes.items() if home == id), *own]:

@@ -75,8 +75,8 @@ def _check_sessions(witness: Witness, supervisor: Supervisor, agent: AgentRecord
     for id, session in gone.items():
         hold(not agent.in_use(id), f"session {id} is forgotten though it is in use")
         asked = witness.event == ev.SessionEndRequested(agent.id, id)
-        old = isinstance(witness.event, ev.TimePassed) and \
-            session.last_used + agent.settings.session_ttl_s <= witness.now
+        looked_at = isinstance(witness.event, ev.TimePassed) or agent.settled_at == witness.now
+        old = looked_at and session.last_used + agent.settings.session_ttl_s <= witness.now
         if not asked and not old:
             hold(len(agent.sessions) > agent.settings.session_max, f"session {id} is forgotten without a cause")
             later = [other for other in agent.sessions if other not in gone and not agent.in_use(other)

@@ -145,7 +145,7 @@ class FakeProcesses:
     def acknowledge(self, run: str) -> None:
         """The end of the run is in the log, and its worker hears of that if it hears anything."""
         for worker in self.workers.values():
-            if run in worker.held and run not in worker.runs and not worker.silent:
+            if run in worker.held and run not in (*worker.runs, *worker.owed) and not worker.silent:
                 del worker.held[run]
 
     def daemon_died(self, step: DaemonDied) -> None:

@@ -161,6 +161,7 @@ class AgentRecord:
     previous: PreviousRecord | None = None
     given_up: bool = False
     adoption: AdoptionRecord | None = None
+    settled_at: float = 0.0
 
     @property
     def exists(self) -> bool:

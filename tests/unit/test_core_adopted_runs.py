@@ -72,6 +72,15 @@ def test_a_session_whose_first_run_went_with_its_worker_is_not_new() -> None:
     assert world.context_of(world.request("s")) == "lost"
 
 
+def test_no_run_starts_before_all_that_nobody_has_are_given_up() -> None:
+    world = CoreWorld()
+    load(world, runs=(unfinished("gone1", "w9", "s", "new"), unfinished("gone2", "w9", "s", "warm")))
+    world.tell(ev.TemplateAdopted(T, ("w1",)))
+    waiting = world.request("s", overlap="queue")
+    hear(world, "w1")
+    assert world.dispatches(waiting)[-1].turn == 3 and world.context_of(waiting) == "lost"
+
+
 def test_a_run_that_another_worker_has_is_not_believed() -> None:
     world = adopted("w1", "w2")
     hear(world, "w1", runs=(unfinished("r", "w1"),))
