@@ -16,6 +16,7 @@ import orjson
 
 from orpheusd.doors.rights import rights_of
 from orpheusd.errors import OrpheusError
+from orpheusd.handover import Client
 from orpheusd.operations import BY_NAME, Access, Operation, check_params
 from orpheusd.process.pidfds import Peer, peer_of
 from orpheusd.wire.control import (
@@ -28,6 +29,7 @@ from orpheusd.wire.control import (
     SERVER_ERROR,
     MalformedRequest,
     Request,
+    answer,
     event,
     read_request,
     refusal,
@@ -48,17 +50,21 @@ UNREAD_LIMIT_BYTES = 256 * 1024 * 1024
 #: Frames of one client that are served before others get their turn; a run costs some 50 microseconds.
 TURN_FRAMES = 64
 
+#: The operation whose callers the next image answers.
+RELOAD = "reload"
+
 _RANK = {Access.READ: 0, Access.RUN: 1, Access.ADMIN: 2}
 
 
 class Call:
     """One request of a connection, until it is answered. Invariant: answered at most once."""
 
-    __slots__ = ("_connection", "_gone", "id", "operation")
+    __slots__ = ("_connection", "_gone", "_over", "id", "operation")
 
     def __init__(self, connection: "Connection", id: str | int | None, operation: Operation) -> None:
         self._connection = connection
         self._gone: Callable[[], None] | None = None
+        self._over = False
         self.id = id
         self.operation = operation
 
@@ -77,18 +83,20 @@ class Call:
         """Answer with `result`, which may hold orjson fragments."""
         connection = self._connection
         connection.done(self)
-        if self.id is not None:
+        if self.id is not None and not self._over:
+            self._over = True
             connection.write(orjson.dumps({"jsonrpc": "2.0", "id": self.id, "result": result}))
 
     def refuse(self, error: OrpheusError) -> None:
         self._connection.done(self)
-        if self.id is not None:
+        if self.id is not None and not self._over:
+            self._over = True
             number = INVALID_PARAMS if error.code == "invalid-request" else SERVER_ERROR
             self._connection.write(orjson.dumps(refusal(self.id, error, number)))
 
     def event(self, params: dict[str, Any]) -> None:
         """Send a notification of this call's stream."""
-        if self.id is not None:
+        if self.id is not None and not self._over:
             self._connection.write_event(orjson.dumps(event(self.id, self.operation.name, params)))
 
     def on_gone(self, callback: Callable[[], None]) -> None:
@@ -114,10 +122,14 @@ class Call:
 
 class Connection(asyncio.Protocol):
     """One client. Invariant: `_calls` are those that have not been answered; while frames wait in `_backlog`, or
-    answers beyond WRITE_LIMIT_BYTES, nothing more is read.
+    answers beyond WRITE_LIMIT_BYTES, nothing more is read. Once it is held nothing is begun, so that all it was asked
+    is either in `_calls`, or to be handed over.
     """
 
-    def __init__(self, door: "ControlDoor", source: str, rights: Access | None) -> None:
+    def __init__(
+        self, door: "ControlDoor", source: str, rights: Access | None, handed: Client | None = None
+    ) -> None:  # fmt: skip
+        """`handed` is what an earlier image of this daemon has left to do for it."""
         self.source = source
         self.peer: Peer | None = None
         self._door = door
@@ -126,6 +138,8 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._calls: set[Call] = set()
         self._backlog: deque[bytes] = deque()
+        self._handed = handed
+        self._held = False
         self._full = False
         self._is_paused = False
         self.silent = False
@@ -149,12 +163,18 @@ class Connection(asyncio.Protocol):
                 "permission-denied", f"uid {self.peer.uid} may not use this socket; root, the daemon's own user and "
                                      f"the group {self._door.admin_group} may"))
             self._transport.close()
-        elif self.source != "http":
-            try:
-                self._door.admit(self)
-            except OrpheusError as error:
-                self._refuse(None, error)
-                self._transport.close()
+            return
+        try:
+            self._door.admit(self)
+        except OrpheusError as error:
+            self._refuse(None, error)
+            self._transport.close()
+            return
+        if self._handed is not None:
+            for id in self._handed.asked:
+                self.write(orjson.dumps(answer(id, self._door.reloaded)))
+            self.data_received(self._handed.unread)
+            self._handed = None
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -203,6 +223,8 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._full = False
+        if self._held:
+            self._door.settle()
         self._serve_turn()
 
     def write(self, frame: bytes) -> None:
@@ -225,6 +247,8 @@ class Connection(asyncio.Protocol):
     def done(self, call: Call) -> None:
         self._calls.discard(call)
         self.idle_since = time.monotonic()
+        if self._held:
+            self._door.settle()
         if self.silent and self.idle:
             # after the answer, which is written in this turn of the loop
             asyncio.get_running_loop().call_soon(self.close)
@@ -232,7 +256,7 @@ class Connection(asyncio.Protocol):
     def _serve_turn(self) -> None:
         """Serve what has arrived; when that is more than a turn's share, the rest after everybody else had a turn."""
         for _ in range(min(len(self._backlog), TURN_FRAMES)):
-            if self._full or self._transport is None or self._transport.is_closing():
+            if self._held or self._full or self._transport is None or self._transport.is_closing():
                 return
             line = self._backlog.popleft()
             if line.strip():
@@ -246,6 +270,37 @@ class Connection(asyncio.Protocol):
         elif self._is_paused and not self._full and self._transport is not None:
             self._is_paused = False
             self._transport.resume_reading()
+
+    # For the next image
+
+    def hold(self) -> None:
+        """Read nothing more, and begin nothing of what was read."""
+        self._held = True
+        self._pause()
+
+    def answered(self) -> bool:
+        """Whether every call that is this image's to answer has its answer."""
+        return all(call.operation.name == RELOAD for call in self._calls)
+
+    def give_up(self, error: OrpheusError) -> None:
+        """Refuse what is not answered, and let go of answers as fast as they are read."""
+        for call in [call for call in self._calls if call.operation.name != RELOAD]:
+            call.refuse(error)
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.set_write_buffer_limits(high=0)
+
+    def written(self) -> bool:
+        """Whether the client's socket has all that was to be said, or is no more."""
+        return self._transport is None or not self._transport.get_write_buffer_size()
+
+    def hand_over(self) -> Client | None:
+        """What is left to do for this client; None for one that is leaving or has not read its answers."""
+        transport = self._transport
+        if transport is None or transport.is_closing() or self._rights is None or not self.written():
+            return None
+        unread = b"".join(line + b"\n" for line in self._backlog) + self._buffer.partial
+        fd = transport.get_extra_info("socket").fileno()
+        return Client(fd, unread, [call.id for call in self._calls if call.id is not None])
 
     def _pause(self) -> None:
         if not self._is_paused and self._transport is not None:
