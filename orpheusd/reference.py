@@ -56,10 +56,9 @@ waited for. Only a disk that does not keep up is given longer, because what is n
 `orpheusctl reload`, or SIGHUP, makes the daemon execute itself anew in the same process: what is installed now, with
 the flags and the environment it was started with and the settings file as it is now. So an upgrade is
 
-```console
-$ pip install --upgrade orpheus     # into the environment that the daemon runs in
-$ orpheusctl reload
-reloaded: version 0.1.0, pid 4711, callers waited 0.6 s
+```sh
+pip install --upgrade .     # into the environment that the daemon runs in
+orpheusctl reload
 ```
 
 What callers see of it is a pause:
@@ -88,6 +87,27 @@ had been killed: workers wait for the next one for `orphan_ttl_s`.
 
 Other signals mean nothing and are ignored, however many come, but for those that say that the process is broken
 (SIGQUIT, SIGSEGV, SIGABRT and their like), which end it at once, and those that suspend it.
+
+## When the daemon is killed
+
+Nothing has to be done but to start it again; a service manager does. Templates and workers go on with what they are doing,
+hold results that were not recorded, and dial again every 50 ms for up to `orphan_ttl_s` (60 s); then they leave. The
+next daemon finds in the runtime directory (`born/`) which templates there are and how they prove themselves, is ready
+at once, and adopts each agent's workers as they dial:
+
+| what there was | what becomes of it |
+|---|---|
+| a session | stays where it is; its next answer is `warm` |
+| a run that went on | goes on, and is recorded when it ends; `orpheusctl show` has its result, `attach` waits for it |
+| a run that was over and not recorded | is recorded |
+| a detached run that waited | waits again, and is executed once |
+| a run that waited for its caller | `crashed`, never executed: its caller's connection is gone |
+| a worker that does not dial within 5 s | is killed; if it is in a run, it has that run's timeout |
+| a worker that died meanwhile | its runs are `crashed`, cause unknown; its sessions are `lost` or `restored` |
+| a template that speaks another version of the protocol | is killed with its workers |
+
+So the runtime directory must outlive the daemon (`RuntimeDirectoryPreserve=restart`), and a service manager must not kill
+what is left when the daemon dies by itself.
 """
 
 ERRORS = """
