@@ -351,6 +351,7 @@ def test_twenty_reloads_leave_nothing_open(new_daemon: NewDaemon, tmp_path: Path
         fds = psutil.Process(daemon.pid).num_fds()
         for turn in range(2, 22):
             reloaded(daemon)
-            assert over_control(control, "s")["result"]["turn"] == turn
+            answer = over_control(control, "s")
+            assert answer["result"]["turn"] == turn, (answer, daemon.log)
         eventually(lambda: psutil.Process(daemon.pid).num_fds() <= fds)
         assert not zombies(daemon)
