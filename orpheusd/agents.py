@@ -223,7 +223,7 @@ class Manifest(_Settings):
         "agent", "the module that holds the handler", _MODULE_RULE)
     entrypoint: Annotated[str, AfterValidator(_entrypoint)] = _key(
         "handler", "the function that is called for each run", "the name of a function")
-    memory: int = _key(512, "MB of memory a worker may use (stated, not enforced yet)", ge=16, le=1_048_576)
+    memory: int = _key(512, "MB of memory a worker may use; one that uses more is killed", ge=16, le=1_048_576)
     timeout: float = _key(300.0, "seconds a run may take", gt=0, le=LONGEST_S)
     concurrency: int = _key(1, "runs a worker does at a time; more than 1 needs an async handler", ge=1, le=1000)
     preload: bool = _key(False, "import the module once, before workers are forked")

@@ -27,6 +27,7 @@ from orpheusd.failpoints import reached
 from orpheusd.lag import LoopLag
 from orpheusd.logs import AgentLogs
 from orpheusd.process.child import kill_leftovers
+from orpheusd.process.groups import delegated
 from orpheusd.process.sandbox import detect, find_interpreter, make_lib_dir
 from orpheusd.recorder import Recorder
 from orpheusd.remembered import Remembered
@@ -118,6 +119,7 @@ class Daemon:
             Policy(config.start_timeout_s, config.grace_s, config.stop_timeout_s), secrets.token_hex(4),
             self._recorder, self._remembered, self._log_line, lambda who, text: log.warning("%s: %s", who, text),
             self._rolled_back, config.debug)  # fmt: skip
+        self._engine.processes.limits.use(*delegated())
         self._deployments = Deployments(store, self._engine, config, self._isolation, self._remembered)
         self._runs = Runs(self._engine, self._recorder)
         self._lag = LoopLag()

@@ -105,6 +105,7 @@ class Service:
             "workers": [views.worker_row(w, self._engine.processes, now) for w in agent.workers.values()],
             "handler": f"{version.manifest.module_name}:{version.manifest.entrypoint}",
             "isolation": self._isolation.mode,
+            "memory_limit": self._engine.processes.limits.mode,
             "deployed_at": version.deployed_at,
             "settings": version.manifest.settings(),
         }
@@ -216,13 +217,15 @@ class Service:
             "uptime_s": self._uptime_s(),
             "isolation": self._isolation.mode,
             "isolation_reason": self._isolation.reason,
+            "memory_limit": self._engine.processes.limits.mode,
+            "memory_limit_reason": self._engine.processes.limits.reason,
             "state_dir": str(self._config.state_dir),
             "runtime_dir": str(self._config.runtime_dir),
             "http": self._config.http,
             "agents": len(self._engine.supervisor.agents),
             "workers": len(self._engine.supervisor.pool.workers),
             "ready": not self._engine.supervisor.stopping,
-            "problems": self._recorder.problems(),
+            "problems": [*self._recorder.problems(), *views.shortages(self._engine.supervisor, self._engine.now())],
             "run_log": self._recorder.health(),
         }
 

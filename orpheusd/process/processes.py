@@ -21,6 +21,7 @@ from orpheusd.process.adopted import AdoptedTemplate
 from orpheusd.process.causes import error_text
 from orpheusd.process.channel import Channel
 from orpheusd.process.holdings import HELD_LIMIT, SESSIONS_LIMIT, Session, orphans_in, sessions_in
+from orpheusd.process.limits import Limits
 from orpheusd.process.lives import Lives
 from orpheusd.process.members import TemplateMember, WorkerMember
 from orpheusd.process.monitor import Monitor
@@ -69,6 +70,7 @@ class Processes:
         self, runtime_dir: Path, isolation: Isolation, interpreter: Interpreter, lib: RuntimeLib, sinks: Sinks
     ) -> None:
         self.monitor = Monitor()
+        self.limits = Limits(self.kill)
         self._lives = Lives(runtime_dir, isolation, interpreter, lib, self, sinks.note)
         self._sinks = sinks
         self._templates: dict[str, TemplateMember] = {}
@@ -99,7 +101,8 @@ class Processes:
         self._begin(template, None)
 
     def start_template(self, id: str, plan: Plan) -> None:
-        template = self._templates[id] = TemplateMember(new_record(id, plan.agent, plan.version), orphaned=False)
+        record = new_record(id, plan.agent, plan.version, plan.memory_bytes)
+        template = self._templates[id] = TemplateMember(record, orphaned=False)
         self._begin(template, plan)
 
     def _begin(self, template: TemplateMember, plan: Plan | None) -> None:
@@ -267,6 +270,7 @@ class Processes:
         loop = asyncio.get_running_loop()
         channel.process.watch(loop, lambda: self._died(known))
         self.monitor.register(id, channel.process.pid)
+        self.limits.begin(id, channel.process, known.template.record.memory_bytes)
         if known.kill_wanted:
             known.ending.send(channel.process, signal.SIGKILL, known.kill_wanted)
 
@@ -367,7 +371,8 @@ class Processes:
         if worker.process is not None:
             worker.process.close()
         now = asyncio.get_running_loop().time()
-        remains = worker.ending.remains(self.monitor.oom_kills, self.monitor.peak_rss_bytes(worker.id), now)
+        remains = worker.ending.remains(
+            self.limits.end(worker.id), self.monitor.oom_kills, self.monitor.peak_rss_bytes(worker.id), now)
         self.monitor.forget(worker.id)
         if not worker.told_to_stop:
             log.warning("worker %s of %s ended: %s", worker.id, worker.template.agent, remains.cause)
