@@ -43,7 +43,7 @@ _HEADER_RULE = "a header name that starts with X- or ends with -Id"
 _HEADERS_TAKEN = re.compile(r"content-.*|last-event-id|x-forwarded-.*|x-orpheus-.*|x-session-(?!id$).*", re.ASCII)
 _ENV_RULE = "a list of NAME and NAME=value, or a mapping of NAME to a value or to nothing"
 #: Keys that may stand without a value, as a heading whose lines were all removed.
-_SECTIONS = ("scaling", "session", "deploy", "env", "telemetry")
+_SECTIONS = ("scaling", "session", "deploy", "workspace", "env", "telemetry")
 _UNIT_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -190,6 +190,13 @@ class Session(_Settings):
         None, "an HTTP header that bears the session id when `X-Session-ID` does not", _HEADER_RULE)
 
 
+class Workspace(_Settings):
+    """What the agent may keep in its workspace."""
+
+    max_mb: int | None = _key(None, "MB that the workspace may hold; while it holds more, runs are refused",
+                              "a whole number from 1 to 1048576", ge=1, le=1_048_576)
+
+
 class Deploy(_Settings):
     """How a newer version takes the place of this agent's workers."""
 
@@ -230,6 +237,7 @@ class Manifest(_Settings):
     scaling: Scaling = Field(default_factory=Scaling)
     session: Session = Field(default_factory=Session)
     deploy: Deploy = Field(default_factory=Deploy)
+    workspace: Workspace = Field(default_factory=Workspace)
     env: dict[EnvName, EnvValue | None] = _key(
         {}, "environment variables of the agent", f"{_ENV_RULE}; at most {ENV_LIMIT}", private=True,
         max_length=ENV_LIMIT)

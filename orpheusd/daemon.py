@@ -29,6 +29,7 @@ from orpheusd.logs import AgentLogs
 from orpheusd.process.child import kill_leftovers
 from orpheusd.process.groups import delegated
 from orpheusd.process.sandbox import detect, find_interpreter, make_lib_dir
+from orpheusd.quotas import Quotas
 from orpheusd.recorder import Recorder
 from orpheusd.remembered import Remembered
 from orpheusd.runlog.settings import Settings
@@ -121,10 +122,11 @@ class Daemon:
             self._rolled_back, config.debug)  # fmt: skip
         self._engine.processes.limits.use(*delegated())
         self._deployments = Deployments(store, self._engine, config, self._isolation, self._remembered)
-        self._runs = Runs(self._engine, self._recorder)
+        self._quotas = Quotas(store, self._deployments.deployed, self._engine.busy)
+        self._runs = Runs(self._engine, self._recorder, self._quotas)
         self._lag = LoopLag()
         service = Service(config, self._isolation, self._engine, self._deployments, store, self._logs, self._recorder,
-                          self._runs, self._lag)
+                          self._runs, self._lag, self._quotas)
         self._control = ControlDoor(service, config.admin_group)
         self._fronts = (FrontDoors(self._control, self._http, config.http_doors, config.grace_s,
                                    tag_of(config.runtime_dir))
@@ -146,6 +148,7 @@ class Daemon:
         reached("daemon-doors-open")
         self._sample()
         self._lag.start()
+        self._quotas.start()
         log.info("ready: control socket %s, http %s, isolation %s, agents %d", config.control_socket,
                  config.http or "off", self._isolation.mode, len(self._deployments.deployed))
 
@@ -176,6 +179,7 @@ class Daemon:
         config = self._config
         await self._deployments.close(LAST_S)
         self._lag.stop()
+        self._quotas.stop()
         if self._monitor is not None:
             self._monitor.cancel()
         self._logs.close(LAST_S)

@@ -171,6 +171,11 @@ class Engine:
         reached("run-accepted")
         self.feed(event)
 
+    def busy(self, agent: str) -> bool:
+        """Whether runs of the agent go on or wait."""
+        known = self.supervisor.agents.get(agent)
+        return known is not None and bool(known.started or known.waiting)
+
     def load(self, agent: str, version: int, settings: Settings, sessions: tuple[ev.Seen, ...],
              orphans: tuple[ev.Orphan, ...]) -> None:
         """Tell of an agent that was deployed when the last daemon ran, and of what that may have left."""

@@ -28,6 +28,7 @@ from orpheusd.lag import LoopLag
 from orpheusd.logs import AgentLogs, Row
 from orpheusd.operations import KINDS, SESSION_ID
 from orpheusd.process.sandbox import Isolation
+from orpheusd.quotas import Quotas
 from orpheusd.recorder import Recorder
 from orpheusd.runlog.queries import RunQuery
 from orpheusd.runs import Runs
@@ -46,7 +47,7 @@ class Service:
 
     def __init__(
         self, config: Config, isolation: Isolation, engine: Engine, deployments: Deployments, store: VersionStore,
-        logs: AgentLogs, recorder: Recorder, runs: Runs, lag: LoopLag,
+        logs: AgentLogs, recorder: Recorder, runs: Runs, lag: LoopLag, quotas: Quotas,
     ) -> None:  # fmt: skip
         self._config = config
         self._isolation = isolation
@@ -57,6 +58,7 @@ class Service:
         self._recorder = recorder
         self._runs = runs
         self._lag = lag
+        self._quotas = quotas
         self._started_at = time.monotonic()
 
     # Runs
@@ -200,11 +202,15 @@ class Service:
         return None
 
     async def workspace_info(self, call: Call, params: Params) -> dict[str, Any]:
-        info = await asyncio.to_thread(self._store.workspace_info, params["agent"])
-        return {"path": str(self._store.workspace_dir(params["agent"])), **info._asdict()}
+        name = params["agent"]
+        info = await asyncio.to_thread(self._store.workspace_info, name)
+        return {"path": str(self._store.workspace_dir(name)), **info._asdict(),
+                "limit_bytes": self._quotas.limit_bytes(name), "full": self._quotas.full(name)}
 
     async def workspace_clean(self, call: Call, params: Params) -> dict[str, Any]:
         done = await self._deployments.clean(params["agent"])
+        if self._quotas.limit_bytes(params["agent"]) is not None:
+            await self._quotas.measure(params["agent"])
         return {"path": str(self._store.workspace_dir(params["agent"])), "removed_files": done.files,
                 "removed_bytes": done.size_bytes, "left": done.left}  # fmt: skip
 
@@ -225,7 +231,8 @@ class Service:
             "agents": len(self._engine.supervisor.agents),
             "workers": len(self._engine.supervisor.pool.workers),
             "ready": not self._engine.supervisor.stopping,
-            "problems": [*self._recorder.problems(), *views.shortages(self._engine.supervisor, self._engine.now())],
+            "problems": [*self._recorder.problems(), *views.shortages(self._engine.supervisor, self._engine.now()),
+                         *self._quotas.problems()],
             "run_log": self._recorder.health(),
         }
 
