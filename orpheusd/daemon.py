@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
+from orpheusd.audit import Audit
 from orpheusd.config import Config
 from orpheusd.core import effects as ef
 from orpheusd.core.pool import Policy
@@ -127,7 +128,8 @@ class Daemon:
         self._lag = LoopLag()
         service = Service(config, self._isolation, self._engine, self._deployments, store, self._logs, self._recorder,
                           self._runs, self._lag, self._quotas)
-        self._control = ControlDoor(service, config.admin_group)
+        self._audit = Audit(config.state_dir / "audit.log")
+        self._control = ControlDoor(service, config.admin_group, self._audit)
         self._fronts = (FrontDoors(self._control, self._http, config.http_doors, config.grace_s,
                                    tag_of(config.runtime_dir))
                         if self._http is not None else None)
@@ -183,6 +185,7 @@ class Daemon:
         if self._monitor is not None:
             self._monitor.cancel()
         self._logs.close(LAST_S)
+        self._audit.close(LAST_S)
         self._remembered.close(config.stop_timeout_s)
         self._recorder.close(config.stop_timeout_s)
 
