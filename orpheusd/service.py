@@ -22,6 +22,7 @@ from orpheusd.core import events as ev
 from orpheusd.core.agent import Agent
 from orpheusd.deploy.versions import VersionStore
 from orpheusd.deployments import Deployments
+from orpheusd.doctor import View, examine
 from orpheusd.engine import Engine
 from orpheusd.errors import OrpheusError
 from orpheusd.lag import LoopLag
@@ -231,10 +232,15 @@ class Service:
             "agents": len(self._engine.supervisor.agents),
             "workers": len(self._engine.supervisor.pool.workers),
             "ready": not self._engine.supervisor.stopping,
-            "problems": [*self._recorder.problems(), *views.shortages(self._engine.supervisor, self._engine.now()),
-                         *self._quotas.problems()],
+            "problems": self._problems(),
             "run_log": self._recorder.health(),
         }
+
+    async def doctor(self, call: Call, params: Params) -> dict[str, Any]:
+        limits = self._engine.processes.limits
+        reason = limits.reason if limits.mode == "sampling" else ""
+        view = View(self._config, self._isolation, reason, True, tuple(self._problems()))
+        return {"findings": [finding._asdict() for finding in await asyncio.to_thread(examine, view)]}
 
     def health(self, call: Call, params: Params) -> dict[str, Any]:
         supervisor = self._engine.supervisor
@@ -246,6 +252,10 @@ class Service:
         text = views.metrics_text(
             self._engine.supervisor, self._engine.processes, self._uptime_s(), self._lag.worst_s)
         return {"text": text}
+
+    def _problems(self) -> list[str]:
+        shortages = views.shortages(self._engine.supervisor, self._engine.now())
+        return [*self._recorder.problems(), *shortages, *self._quotas.problems()]
 
     async def _run_list(self, query: RunQuery) -> dict[str, Any]:
         return {"runs": await self._recorder.find(query)}
