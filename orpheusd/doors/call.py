@@ -14,13 +14,13 @@ from orpheusd.operations import Access, Operation
 from orpheusd.wire.control import INVALID_PARAMS, SERVER_ERROR, event, refusal
 
 if TYPE_CHECKING:
-    from orpheusd.doors.control import Connection
+    from orpheusd.doors.connection import Connection
 
 
 class Call:
     """One request of a connection, until it is answered. Invariant: answered at most once."""
 
-    __slots__ = ("_connection", "_gone", "_params", "id", "operation")
+    __slots__ = ("_connection", "_gone", "_over", "_params", "id", "operation")
 
     def __init__(
         self, connection: "Connection", id: str | int | None, operation: Operation, params: dict[str, Any]
@@ -28,6 +28,7 @@ class Call:
         self._connection = connection
         self._params = params
         self._gone: Callable[[], None] | None = None
+        self._over = False
         self.id = id
         self.operation = operation
 
@@ -46,20 +47,18 @@ class Call:
         """Answer with `result`, which may hold orjson fragments."""
         connection = self._connection
         connection.done(self)
-        self._note("done", result)
-        if self.id is not None:
+        if self._ends("done", result) and self.id is not None:
             connection.write(orjson.dumps({"jsonrpc": "2.0", "id": self.id, "result": result}))
 
     def refuse(self, error: OrpheusError) -> None:
         self._connection.done(self)
-        self._note(error.code, self._params)
-        if self.id is not None:
+        if self._ends(error.code, None) and self.id is not None:
             number = INVALID_PARAMS if error.code == "invalid-request" else SERVER_ERROR
             self._connection.write(orjson.dumps(refusal(self.id, error, number)))
 
     def event(self, params: dict[str, Any]) -> None:
         """Send a notification of this call's stream."""
-        if self.id is not None:
+        if self.id is not None and not self._over:
             self._connection.write_event(orjson.dumps(event(self.id, self.operation.name, params)))
 
     def on_gone(self, callback: Callable[[], None]) -> None:
@@ -82,12 +81,16 @@ class Call:
         if self._gone is not None:
             self._gone()
 
-    def _note(self, outcome: str, told: Any) -> None:
-        """Write a change into the audit log; `told` may name the agent where the request does not."""
+    def _ends(self, outcome: str, result: Any) -> bool:
+        """Whether it ends with this: it does so once. A change is told to the audit log; the agent it was about may be
+        named by its result alone."""
+        if self._over:
+            return False
+        self._over = True
         operation, params = self.operation, self._params
-        if operation.access is not Access.ADMIN:
-            return
-        connection = self._connection
-        agent = params.get("agent", told.get("name") if isinstance(told, dict) else None)
-        connection.audit.note(connection.asker, operation.name, agent if isinstance(agent, str) else None,
-                              digest_of(operation, params), outcome)
+        if operation.access is Access.ADMIN:
+            connection = self._connection
+            agent = params.get("agent", result.get("name") if isinstance(result, dict) else None)
+            connection.audit.note(connection.asker, operation.name, agent if isinstance(agent, str) else None,
+                                  digest_of(operation, params), outcome)
+        return True

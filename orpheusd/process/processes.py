@@ -101,8 +101,7 @@ class Processes:
         self._begin(template, None)
 
     def start_template(self, id: str, plan: Plan) -> None:
-        record = new_record(id, plan.agent, plan.version, plan.memory_bytes)
-        template = self._templates[id] = TemplateMember(record, orphaned=False)
+        template = self._templates[id] = TemplateMember(new_record(id, plan), orphaned=False)
         self._begin(template, plan)
 
     def _begin(self, template: TemplateMember, plan: Plan | None) -> None:
@@ -192,6 +191,14 @@ class Processes:
     def pid(self, worker_id: str) -> int | None:
         worker = self._workers.get(worker_id)
         return worker.process.pid if worker is not None and worker.process is not None else None
+
+    async def flush(self, timeout_s: float) -> None:
+        """Let templates and workers get what they were told, if their sockets take it within `timeout_s`."""
+        loop = asyncio.get_running_loop()
+        members: list[TemplateMember | WorkerMember] = [*self._templates.values(), *self._workers.values()]
+        flushes = [loop.create_task(one.channel.flush()) for one in members if one.channel is not None]
+        if flushes:
+            await asyncio.wait(flushes, timeout=timeout_s)
 
     async def kill_all(self, timeout_s: float) -> None:
         """Kill every template, and with it everything in its sandbox; wait `timeout_s` for them to be gone."""
@@ -372,8 +379,7 @@ class Processes:
             worker.process.close()
         now = asyncio.get_running_loop().time()
         remains = worker.ending.remains(
-            self.limits.end(worker.id), self.monitor.oom_kills, self.monitor.peak_rss_bytes(worker.id), now)
-        self.monitor.forget(worker.id)
+            self.limits.end(worker.id), self.monitor.oom_kills, self.monitor.forget(worker.id), now)
         if not worker.told_to_stop:
             log.warning("worker %s of %s ended: %s", worker.id, worker.template.agent, remains.cause)
         unread = frozenset(worker.channel.undelivered) if worker.channel is not None else frozenset[str]()

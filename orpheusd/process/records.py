@@ -11,6 +11,8 @@ import secrets
 from pathlib import Path
 from typing import NamedTuple
 
+from orpheusd.process.plan import Plan
+
 
 class Record(NamedTuple):
     """One template: which version of which agent it forks, the secret behind every nonce of its sandbox, and the
@@ -27,8 +29,8 @@ class Record(NamedTuple):
         return hmac.new(bytes.fromhex(self.secret), id.encode(), "sha256").hexdigest()[:32]
 
 
-def new_record(template: str, agent: str, version: int, memory_bytes: int) -> Record:
-    return Record(template, agent, version, secrets.token_hex(32), memory_bytes)
+def new_record(template: str, plan: Plan) -> Record:
+    return Record(template, plan.agent, plan.version, secrets.token_hex(32), plan.memory_bytes)
 
 
 class Records:

@@ -89,7 +89,8 @@ class SyncRuns:
         again = self._patience.waiting
         self._patience.lost()
         with self._doorbell.dialling():
-            while again or not self._redial():
+            # not lost: a ring has come just before this, and dialled; to dial again would end that connection
+            while self._channel.lost and (again or not self._redial()):
                 if self._patience.over:
                     raise ChannelClosed("no supervisor came")
                 select.select((), (), (), EVERY_S)

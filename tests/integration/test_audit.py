@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,13 @@ def test_reading_and_running_is_not_told(daemon: Daemon) -> None:
         daemon.call("undeploy", agent="absent")
     told = eventually(lambda: lines(daemon)[before:])
     assert [row["operation"] for row in told] == ["undeploy"]
+
+
+def test_a_reload_is_told_by_the_next_image(new_daemon: Callable[..., Daemon]) -> None:
+    house = new_daemon()
+    assert house.ctl("reload").returncode == 0
+    [told] = eventually(lambda: lines(house))
+    assert (told["operation"], told["outcome"], told["uid"]) == ("reload", "done", os.getuid())
 
 
 @pytest.mark.root

@@ -158,6 +158,27 @@ def test_a_worker_told_to_stop_stays_until_its_results_are_acknowledged(peer: Pe
     assert peer.exited(id_of(worker)) == 0
 
 
+def test_a_ring_just_before_it_dials_by_itself_is_enough(tmp_path: Path) -> None:
+    (tmp_path / "rung.py").write_text(
+        "import os, signal\n"
+        "from orpheusd.worker.sync_runs import SyncRuns\n"
+        "wait = SyncRuns._wait_for_supervisor\n"
+        "def rung_first(self):\n"
+        "    os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "    wait(self)\n"
+        "SyncRuns._wait_for_supervisor = rung_first\n"
+        "def handler(x): return x\n")
+    with Peer(tmp_path, "rung", code_dir=str(tmp_path), orphan_ttl_s=TTL_S) as peer:
+        peer.start()
+        worker = peer.worker()
+        lose(worker)
+        worker = again(peer, worker)
+        assert told(worker) == ([], {})
+        assert worker.call("here").value == "here", "on the connection that the ring has made"
+        lose(peer.template)
+        peer.process.terminate()
+
+
 def test_they_leave_when_no_supervisor_comes(tmp_path: Path) -> None:
     with Peer(tmp_path, orphan_ttl_s=0.2) as peer:
         peer.start()
