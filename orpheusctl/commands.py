@@ -266,6 +266,17 @@ COMMANDS: tuple[Command, ...] = (
         "aside) is said on stderr as well, a line each, and is the list `problems` with --json.",
         (JSON,), (Example("orpheusctl status", ""),)),
     Command(
+        "doctor", "doctor",
+        "Checks what this box can enforce: user namespaces, AppArmor, bubblewrap, control groups, pidfd, seccomp, "
+        "SQLite, disk, HTTP address, control socket. Each is ok, weaker (it works, and holds less) or missing; of "
+        "what is not ok it is said what that means and how to mend it. A daemon that runs tells what is in force for "
+        "itself; when none answers, the findings are those for a daemon that you would start here.\n"
+        "Exits 0 when nothing is missing, else 1.",
+        (JSON,),
+        (Example("orpheusctl doctor", "ok      bubblewrap: bubblewrap works here with every namespace"),
+         Example("orpheusctl doctor --json | jq -r '.findings[] | select(.state == \"missing\").check'", "")),
+        module="doctor"),
+    Command(
         "reload", "reload",
         "Makes the daemon execute itself anew, as it is on disk now, with the settings as they are now: for an "
         "upgrade, or after a change of the settings file. Its pid, its sockets, its connections, the workers and what "

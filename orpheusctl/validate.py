@@ -17,11 +17,11 @@ def execute(call: Call, output: Output) -> int:
     command = [sys.executable, "-P", "-m", "orpheusd.deploy.validate", str(Path(call.arguments.path).absolute())]
     if output.json_wanted:
         command.append("--json")
-    status = subprocess.run(command, env=_environment(), check=False).returncode
+    status = subprocess.run(command, env=environment(), check=False).returncode
     return status if status >= 0 else 128 - status
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Ours, with the place of this package added: -P keeps the agent's own files from being imported as ours."""
     place = Path(orpheusd.errors.__file__).absolute().parent.parent
     paths = [str(place), os.environ.get("PYTHONPATH", "")]

@@ -43,7 +43,7 @@ _HEADER_RULE = "a header name that starts with X- or ends with -Id"
 _HEADERS_TAKEN = re.compile(r"content-.*|last-event-id|x-forwarded-.*|x-orpheus-.*|x-session-(?!id$).*", re.ASCII)
 _ENV_RULE = "a list of NAME and NAME=value, or a mapping of NAME to a value or to nothing"
 #: Keys that may stand without a value, as a heading whose lines were all removed.
-_SECTIONS = ("scaling", "session", "deploy", "env", "telemetry")
+_SECTIONS = ("scaling", "session", "deploy", "workspace", "env", "telemetry")
 _UNIT_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -190,6 +190,13 @@ class Session(_Settings):
         None, "an HTTP header that bears the session id when `X-Session-ID` does not", _HEADER_RULE)
 
 
+class Workspace(_Settings):
+    """What the agent may keep in its workspace."""
+
+    max_mb: int | None = _key(None, "MB that the workspace may hold; while it holds more, runs are refused",
+                              "a whole number from 1 to 1048576", ge=1, le=1_048_576)
+
+
 class Deploy(_Settings):
     """How a newer version takes the place of this agent's workers."""
 
@@ -223,13 +230,14 @@ class Manifest(_Settings):
         "agent", "the module that holds the handler", _MODULE_RULE)
     entrypoint: Annotated[str, AfterValidator(_entrypoint)] = _key(
         "handler", "the function that is called for each run", "the name of a function")
-    memory: int = _key(512, "MB of memory a worker may use (stated, not enforced yet)", ge=16, le=1_048_576)
+    memory: int = _key(512, "MB of memory a worker may use; one that uses more is killed", ge=16, le=1_048_576)
     timeout: float = _key(300.0, "seconds a run may take", gt=0, le=LONGEST_S)
     concurrency: int = _key(1, "runs a worker does at a time; more than 1 needs an async handler", ge=1, le=1000)
     preload: bool = _key(False, "import the module once, before workers are forked")
     scaling: Scaling = Field(default_factory=Scaling)
     session: Session = Field(default_factory=Session)
     deploy: Deploy = Field(default_factory=Deploy)
+    workspace: Workspace = Field(default_factory=Workspace)
     env: dict[EnvName, EnvValue | None] = _key(
         {}, "environment variables of the agent", f"{_ENV_RULE}; at most {ENV_LIMIT}", private=True,
         max_length=ENV_LIMIT)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO
 
 import orpheusd
+from orpheusd.audit import Audit
 from orpheusd.config import Config, environ_with
 from orpheusd.core import effects as ef
 from orpheusd.core.pool import Policy
@@ -34,9 +35,11 @@ from orpheusd.handover import Handover, pack, unpack
 from orpheusd.lag import LoopLag
 from orpheusd.logs import AgentLogs
 from orpheusd.process.child import kill_leftovers
+from orpheusd.process.groups import delegated
 from orpheusd.process.image import become
 from orpheusd.process.inherited import reap_inherited
 from orpheusd.process.sandbox import detect, find_interpreter, make_lib_dir
+from orpheusd.quotas import Quotas
 from orpheusd.recorder import Recorder
 from orpheusd.reload import Reload
 from orpheusd.remembered import Remembered
@@ -167,12 +170,15 @@ class Daemon:
             Policy(config.start_timeout_s, config.grace_s, config.stop_timeout_s), secrets.token_hex(4),
             self._recorder, self._remembered, self._log_line, lambda who, text: log.warning("%s: %s", who, text),
             self._rolled_back, config.debug)  # fmt: skip
+        self._engine.processes.limits.use(*delegated())
         self._deployments = Deployments(store, self._engine, config, self._isolation, self._remembered)
-        self._runs = Runs(self._engine, self._recorder)
+        self._quotas = Quotas(store, self._deployments.deployed, self._engine.busy)
+        self._runs = Runs(self._engine, self._recorder, self._quotas)
         self._lag = LoopLag()
         self._service = Service(config, self._isolation, self._engine, self._deployments, store, self._logs,
-                                self._recorder, self._runs, self._lag, reload)
-        self._control = ControlDoor(self._service, config.admin_group)
+                                self._recorder, self._runs, self._lag, self._quotas, reload)
+        self._audit = Audit(config.state_dir / "audit.log")
+        self._control = ControlDoor(self._service, config.admin_group, self._audit)
         self._fronts = (FrontDoors(self._control, self._http, config.http_doors, config.grace_s,
                                    tag_of(config.runtime_dir))
                         if self._http is not None else None)
@@ -196,6 +202,7 @@ class Daemon:
         reached("daemon-doors-open")
         self._sample()
         self._lag.start()
+        self._quotas.start()
         log.info("ready: control socket %s, http %s, isolation %s, agents %d", config.control_socket,
                  config.http or "off", self._isolation.mode, len(self._deployments.deployed))
 
@@ -273,9 +280,11 @@ class Daemon:
         config = self._config
         await self._deployments.close(LAST_S)
         self._lag.stop()
+        self._quotas.stop()
         if self._monitor is not None:
             self._monitor.cancel()
         self._logs.close(LAST_S)
+        self._audit.close(LAST_S)
         self._remembered.close(config.stop_timeout_s)
         self._recorder.close(config.stop_timeout_s)
 

@@ -26,6 +26,7 @@ from orpheusd.engine import Engine, Verdict
 from orpheusd.errors import OrpheusError
 from orpheusd.failpoints import reached
 from orpheusd.operations import RESULT_LIMIT_BYTES
+from orpheusd.process.causes import MB
 from orpheusd.process.plan import Plan
 from orpheusd.process.records import Record
 from orpheusd.process.sandbox import Isolation
@@ -271,7 +272,7 @@ class Deployments:
         venv_dir: Path | None = self._store.state_dir / "venvs" / version.venv if version.venv else None
         self._engine.plans[version.name, version.number] = Plan(
             version.name, version.number, version.code_dir, self._store.make_workspace(version.name), venv_dir,
-            manifest.network, setup)
+            manifest.network, manifest.memory * MB, setup)
 
     def _forget_plan(self, name: str, number: int) -> None:
         self._engine.plans.pop((name, number), None)
@@ -330,5 +331,6 @@ def settings_of(manifest: Manifest) -> Settings:
         session_ttl_s=session.ttl,
         session_max=session.max,
         session_queue_size=session.queue_size,
+        memory_mb=manifest.memory,
         drain_s=manifest.deploy.drain_seconds,
     )

@@ -28,7 +28,9 @@ from orpheusd.errors import OrpheusError
 from orpheusd.failpoints import reached
 from orpheusd.outcome import RELOADED, Outcome, unawaited
 from orpheusd.pending import Pending
+from orpheusd.process.causes import MB
 from orpheusd.process.holdings import Session
+from orpheusd.process.monitor import host_memory
 from orpheusd.process.plan import Plan
 from orpheusd.process.processes import Processes, Sinks
 from orpheusd.process.sandbox import Interpreter, Isolation, RuntimeLib
@@ -43,6 +45,10 @@ log = logging.getLogger(__name__)
 
 #: What a run is told that was not over when the daemon stopped.
 STOPPING = "cancelled while the daemon was stopping: the run was not over in time"
+
+
+def free_mb() -> float:
+    return host_memory() / MB
 
 
 class Verdict(NamedTuple):
@@ -74,7 +80,7 @@ class Engine:
         on_rolled_back: Callable[[ef.RolledBack], None],
         debug: bool = False,
     ) -> None:
-        self.supervisor = Supervisor(boot_id, policy, random.random)
+        self.supervisor = Supervisor(boot_id, policy, random.random, free_mb)
         self.plans: dict[tuple[str, int], Plan] = {}
         self.pending: dict[str, Pending] = {}
         self._relay = Relay(self.supervisor, self.pending, on_log)
@@ -165,6 +171,11 @@ class Engine:
         self.pending[event.run] = pending
         reached("run-accepted")
         self.feed(event)
+
+    def busy(self, agent: str) -> bool:
+        """Whether runs of the agent go on or wait."""
+        known = self.supervisor.agents.get(agent)
+        return known is not None and bool(known.started or known.waiting)
 
     def load(self, agent: str, version: int, settings: Settings, sessions: tuple[ev.Seen, ...],
              orphans: tuple[ev.Orphan, ...]) -> None:

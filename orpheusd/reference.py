@@ -1,7 +1,10 @@
 """Writes docs/operations.md from the operations table and the error tables: `python -m orpheusd.reference`."""
 
+from orpheusd.audit import FILE_LIMIT_BYTES
 from orpheusd.errors import CODES, EXIT_FAULT, AddressInUse, AlreadyRunning
 from orpheusd.operations import KINDS, OPERATIONS, Operation, Param
+
+MIB = 1024 * 1024
 
 HEAD = """# Operations
 
@@ -110,6 +113,24 @@ So the runtime directory must outlive the daemon (`RuntimeDirectoryPreserve=rest
 kill what is left when the daemon dies by itself.
 """
 
+AUDIT = """
+## Audit
+
+Every operation that needs `admin` leaves a line of JSON in `audit.log` in the state directory, refused ones too, and
+so does a connection to the control socket that was turned away (`connect`). Only the daemon's user can read it; beyond
+{size} MiB it becomes `audit.log.1`, and the one before that goes.
+
+| field | |
+|---|---|
+| `time` | seconds since 1970 |
+| `source` | the door: `ctl` or `http` |
+| `uid`, `pid`, `exe` | the process that asked, as the kernel tells; over HTTP that is the front door |
+| `operation`, `agent` | what was asked, of which agent where there is one |
+| `params` | SHA-256 of the parameters as JSON with sorted keys; of `env` the names only. No value is written down |
+| `outcome` | `done`, or the code of the refusal |
+| `lost_before` | so many lines could not be written before this one |
+"""
+
 ERRORS = """
 ## Errors
 
@@ -128,7 +149,8 @@ def reference() -> str:
         for code, outcome in CODES.items()
     ]
     life = LIFE.format(fault=EXIT_FAULT, address=AddressInUse.exit_code, running=AlreadyRunning.exit_code)
-    return HEAD + "\n" + "\n".join(sections) + life + ERRORS + "\n".join(errors) + "\n"
+    audit = AUDIT.format(size=FILE_LIMIT_BYTES // MIB)
+    return HEAD + "\n" + "\n".join(sections) + life + audit + ERRORS + "\n".join(errors) + "\n"
 
 
 def _section(operation: Operation) -> str:

@@ -23,6 +23,7 @@ from orpheusd.keys import KEPT_S, Bound, Claim, Keys, fingerprint
 from orpheusd.operations import INPUT_LIMIT_BYTES
 from orpheusd.outcome import Outcome
 from orpheusd.pending import Pending
+from orpheusd.quotas import Quotas
 from orpheusd.recorder import Key, Recorder, described
 from orpheusd.runlog.rows import RunDetail
 
@@ -43,8 +44,9 @@ class Manner(NamedTuple):
 class Runs:
     """Invariant: every call is answered or refused exactly once, unless its caller leaves."""
 
-    def __init__(self, engine: Engine, recorder: Recorder) -> None:
+    def __init__(self, engine: Engine, recorder: Recorder, quotas: Quotas) -> None:
         self._engine = engine
+        self._quotas = quotas
         self._recorder = recorder
         self._keys = Keys()
         self._reloading: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -114,6 +116,7 @@ class Runs:
         self, call: Call, event: ev.RunRequested, payload: bytes, manner: Manner, key: Key | None = None,
         claim: Claim | None = None,
     ) -> None:  # fmt: skip
+        self._quotas.admit(event.agent)
         on_outcome: Callable[[Outcome], None] = partial(answer_run, call)
         acceptance: Acceptance | None = None
         announcement: Announcement | None = None

@@ -22,12 +22,14 @@ from orpheusd.core import events as ev
 from orpheusd.core.agent import Agent
 from orpheusd.deploy.versions import VersionStore
 from orpheusd.deployments import Deployments
+from orpheusd.doctor import View, examine
 from orpheusd.engine import Engine
 from orpheusd.errors import OrpheusError
 from orpheusd.lag import LoopLag
 from orpheusd.logs import AgentLogs, Row
 from orpheusd.operations import KINDS, SESSION_ID
 from orpheusd.process.sandbox import Isolation
+from orpheusd.quotas import Quotas
 from orpheusd.recorder import Recorder
 from orpheusd.reload import RELOADING, Reload
 from orpheusd.runlog.queries import RunQuery
@@ -47,7 +49,7 @@ class Service:
 
     def __init__(
         self, config: Config, isolation: Isolation, engine: Engine, deployments: Deployments, store: VersionStore,
-        logs: AgentLogs, recorder: Recorder, runs: Runs, lag: LoopLag, reload: Reload,
+        logs: AgentLogs, recorder: Recorder, runs: Runs, lag: LoopLag, quotas: Quotas, reload: Reload,
     ) -> None:  # fmt: skip
         self._config = config
         self._isolation = isolation
@@ -58,6 +60,7 @@ class Service:
         self._recorder = recorder
         self._runs = runs
         self._lag = lag
+        self._quotas = quotas
         self._reload = reload
         self._followers: set[Call] = set()
         self._started_at = time.monotonic()
@@ -108,6 +111,7 @@ class Service:
             "workers": [views.worker_row(w, self._engine.processes, now) for w in agent.workers.values()],
             "handler": f"{version.manifest.module_name}:{version.manifest.entrypoint}",
             "isolation": self._isolation.mode,
+            "memory_limit": self._engine.processes.limits.mode,
             "deployed_at": version.deployed_at,
             "settings": version.manifest.settings(),
         }
@@ -213,11 +217,15 @@ class Service:
             call.refuse(OrpheusError("draining", RELOADING))
 
     async def workspace_info(self, call: Call, params: Params) -> dict[str, Any]:
-        info = await asyncio.to_thread(self._store.workspace_info, params["agent"])
-        return {"path": str(self._store.workspace_dir(params["agent"])), **info._asdict()}
+        name = params["agent"]
+        info = await asyncio.to_thread(self._store.workspace_info, name)
+        return {"path": str(self._store.workspace_dir(name)), **info._asdict(),
+                "limit_bytes": self._quotas.limit_bytes(name), "full": self._quotas.full(name)}
 
     async def workspace_clean(self, call: Call, params: Params) -> dict[str, Any]:
         done = await self._deployments.clean(params["agent"])
+        if self._quotas.limit_bytes(params["agent"]) is not None:
+            await self._quotas.measure(params["agent"])
         return {"path": str(self._store.workspace_dir(params["agent"])), "removed_files": done.files,
                 "removed_bytes": done.size_bytes, "left": done.left}  # fmt: skip
 
@@ -234,15 +242,23 @@ class Service:
             "uptime_s": self._uptime_s(),
             "isolation": self._isolation.mode,
             "isolation_reason": self._isolation.reason,
+            "memory_limit": self._engine.processes.limits.mode,
+            "memory_limit_reason": self._engine.processes.limits.reason,
             "state_dir": str(self._config.state_dir),
             "runtime_dir": str(self._config.runtime_dir),
             "http": self._config.http,
             "agents": len(self._engine.supervisor.agents),
             "workers": len(self._engine.supervisor.pool.workers),
             "ready": not self._engine.supervisor.stopping,
-            "problems": self._recorder.problems(),
+            "problems": self._problems(),
             "run_log": self._recorder.health(),
         }
+
+    async def doctor(self, call: Call, params: Params) -> dict[str, Any]:
+        limits = self._engine.processes.limits
+        reason = limits.reason if limits.mode == "sampling" else ""
+        view = View(self._config, self._isolation, reason, True, tuple(self._problems()))
+        return {"findings": [finding._asdict() for finding in await asyncio.to_thread(examine, view)]}
 
     def health(self, call: Call, params: Params) -> dict[str, Any]:
         supervisor = self._engine.supervisor
@@ -254,6 +270,10 @@ class Service:
         text = views.metrics_text(
             self._engine.supervisor, self._engine.processes, self._uptime_s(), self._lag.worst_s)
         return {"text": text}
+
+    def _problems(self) -> list[str]:
+        shortages = views.shortages(self._engine.supervisor, self._engine.now())
+        return [*self._recorder.problems(), *shortages, *self._quotas.problems()]
 
     async def _run_list(self, query: RunQuery) -> dict[str, Any]:
         return {"runs": await self._recorder.find(query)}

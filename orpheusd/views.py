@@ -71,6 +71,13 @@ def agent_stats(agent: Agent, processes: Processes) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def shortages(supervisor: Supervisor, now: float) -> list[str]:
+    """A sentence for each agent that has fewer workers than it wants because the box has no memory for them."""
+    return [f"{name} has {len(agent.vacant)} workers fewer than it wants: the box has not the "
+            f"{agent.settings.memory_mb} MB that one may use"
+            for name, agent in sorted(supervisor.agents.items()) if agent.short_until > now]
+
+
 def session_row(agent: Agent, id: str, session: Session, now: float) -> dict[str, Any]:
     home = session.live_home
     lane = agent.lanes.get(id)

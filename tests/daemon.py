@@ -107,7 +107,7 @@ class Daemon:
     """
 
     def __init__(self, *flags: str, http: bool = True, isolation: str = "auto", env: dict[str, str] | None = None,
-                 directory: Path | None = None) -> None:
+                 directory: Path | None = None, wrapper: tuple[str, ...] = ()) -> None:
         # Not pytest's tmp_path: with a socket's name after it, that is often over the 107 bytes a path may have.
         self.directory = directory or Path(tempfile.mkdtemp(prefix="orpheus-", dir="/tmp"))
         self.state_dir = self.directory / "state"
@@ -116,6 +116,7 @@ class Daemon:
         self.http = f"http://127.0.0.1:{free_port()}" if http else None
         self._door = ("--http", self.http.removeprefix("http://")) if self.http else ("--no-http",)
         self._flags = ("--isolation", isolation, *flags)
+        self._wrapper = wrapper
         self.env = env or {}
         self._log = self.directory / "orpheusd.log"
         self.process: subprocess.Popen[bytes] | None = None
@@ -143,7 +144,7 @@ class Daemon:
 
     def spawn(self) -> "subprocess.Popen[bytes]":
         """A process of the daemon, on its way up, for a test that looks after it."""
-        argv = [sys.executable, "-m", "orpheusd", "--state-dir", str(self.state_dir),
+        argv = [*self._wrapper, sys.executable, "-m", "orpheusd", "--state-dir", str(self.state_dir),
                 "--runtime-dir", str(self.runtime_dir), *self._door, *self._flags]
         with self._log.open("ab") as log:
             # A session of its own: Ctrl-C in the tests reaches the tests, which then stop the daemon in order.

@@ -48,6 +48,7 @@ class Settings(NamedTuple):
     session_max: int = 100_000
     session_queue_size: int = 32
     drain_s: float = 300.0
+    memory_mb: int = 512
 
 
 class Agent:
@@ -60,6 +61,7 @@ class Agent:
     ones; `owed` are those that are over on an adopted worker, which is about to say so. `vacant` holds the slots
     without a worker; `pace` is what they wait for together. `previous` is what served before `current`, while that
     has not shown that it works; `given_up` is why it never will, "" unless `previous` is to take its place again.
+    Until `short_until` the box had too little memory for one more worker.
     """
 
     def __init__(self, name: str, settings: Settings) -> None:
@@ -87,6 +89,7 @@ class Agent:
         self.pace = Backoff()
         self.previous: Previous | None = None
         self.given_up = ""
+        self.short_until = 0.0
         self.quarantined_until = 0.0
         self.adoption: Adoption | None = None
         self.removal_request: str | None = None

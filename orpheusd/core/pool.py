@@ -23,6 +23,9 @@ from orpheusd.core.worker import ProcessState, Template, Worker
 _STOPPED = {
     "timed-out": "a run timed out and did not stop within", "cancelled": "a run was cancelled and did not stop within"}
 
+#: To ask how much memory the box has costs some 50 µs, and what could change it takes seconds.
+MEMORY_RETRY_S = 1.0
+
 
 class Policy(NamedTuple):
     """The daemon's own limits, the same for every agent. Seconds."""
@@ -40,12 +43,13 @@ class Pool:
 
     def __init__(
         self, emit: Callable[[Effect], None], deadlines: Deadlines, router: Router, policy: Policy, boot_id: str,
-        uniform: Callable[[], float],
+        uniform: Callable[[], float], free_mb: Callable[[], float],
     ) -> None:  # fmt: skip
         self._emit = emit
         self._deadlines = deadlines
         self._router = router
         self._policy = policy
+        self._free_mb = free_mb
         self._orders = Orders(emit, deadlines, policy, boot_id)
         self.templates = self._orders.templates
         self.workers = self._orders.workers
@@ -229,12 +233,28 @@ class Pool:
     def _fill(self, agent: Agent, template: Template, now: float) -> None:
         for slot in list(agent.vacant):
             not_before = max(slot.not_before, agent.pace.not_before)
+            if not_before <= now and not self._room(agent, now):
+                not_before = agent.short_until
             if not_before <= now:
                 agent.vacant.remove(slot)
                 self._orders.fork(agent, template, slot, now)
                 agent.pace.started(now)
             else:
                 self._deadlines.arm(agent, not_before)
+
+    def _room(self, agent: Agent, now: float) -> bool:
+        """Whether the box has the memory for one more worker. Those that `min_workers` promises, and the first, start
+        in any case: an agent that cannot serve helps nobody, and one worker rarely needs all that it may have."""
+        if len(agent.slots) - len(agent.vacant) < max(agent.settings.min_workers, 1):
+            return True
+        if agent.short_until <= now:
+            # what was just started has not taken its memory yet
+            promised = sum(worker.template.settings.memory_mb for worker in self.workers.values()
+                           if worker.state is ProcessState.STARTING)
+            if self._free_mb() - promised >= agent.settings.memory_mb:
+                return True
+            agent.short_until = now + MEMORY_RETRY_S
+        return False
 
     def _shrink(self, agent: Agent, target: int, now: float) -> None:
         """Let go of the slots that are cheapest to lose, empty ones first."""

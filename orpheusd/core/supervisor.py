@@ -7,6 +7,7 @@ events matters little. Reading order: events, effects, worker, run, sessions, ro
 
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 from orpheusd.core import events as ev
@@ -30,10 +31,13 @@ _RUN_STATE = {state.value: state for state in RunState}
 class Supervisor:
     """Decides, for all agents. Invariant: see `orpheusd.core.invariants.check`.
 
-    `uniform` returns a number from 0 to 1 each time it is called; only restart delays use it.
+    `uniform` returns a number from 0 to 1 each time it is called; only restart delays use it. `free_mb` tells what
+    memory the box has left.
     """
 
-    def __init__(self, boot_id: str, policy: Policy, uniform: Callable[[], float]) -> None:
+    def __init__(
+        self, boot_id: str, policy: Policy, uniform: Callable[[], float], free_mb: Callable[[], float] = lambda: inf
+    ) -> None:
         self.agents: dict[str, Agent] = {}
         self.stopping = False
         self.ignored = 0
@@ -42,7 +46,7 @@ class Supervisor:
         self._story: deque[tuple[float, ev.Event]] = deque(maxlen=STORY_LENGTH)
         self.router = Router(self._emit, self.deadlines, policy.grace_s)
         self.runs = self.router.runs
-        self.pool = Pool(self._emit, self.deadlines, self.router, policy, boot_id, uniform)
+        self.pool = Pool(self._emit, self.deadlines, self.router, policy, boot_id, uniform, free_mb)
         self._handlers: dict[type[Any], Callable[[Any, float], Agent | None]] = {
             ev.RunRequested: self._run_requested,
             ev.RunEnded: self._run_ended,

@@ -10,19 +10,20 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import orjson
 
+from orpheusd.audit import Asker, digest_of
+from orpheusd.doors.call import Call
 from orpheusd.doors.rights import rights_of
 from orpheusd.errors import OrpheusError
 from orpheusd.handover import Client
 from orpheusd.operations import BY_NAME, Access, Operation, check_params
-from orpheusd.process.pidfds import Peer, peer_of
+from orpheusd.process.pidfds import Peer, exe_of, peer_of
 from orpheusd.wire.control import (
     FRAME_LIMIT_BYTES,
     GONE,
-    INVALID_PARAMS,
     INVALID_REQUEST,
     METHOD_NOT_FOUND,
     PARSE_ERROR,
@@ -30,7 +31,6 @@ from orpheusd.wire.control import (
     MalformedRequest,
     Request,
     answer,
-    event,
     read_request,
     refusal,
 )  # fmt: skip
@@ -56,70 +56,6 @@ RELOAD = "reload"
 _RANK = {Access.READ: 0, Access.RUN: 1, Access.ADMIN: 2}
 
 
-class Call:
-    """One request of a connection, until it is answered. Invariant: answered at most once."""
-
-    __slots__ = ("_connection", "_gone", "_over", "id", "operation")
-
-    def __init__(self, connection: "Connection", id: str | int | None, operation: Operation) -> None:
-        self._connection = connection
-        self._gone: Callable[[], None] | None = None
-        self._over = False
-        self.id = id
-        self.operation = operation
-
-    @property
-    def source(self) -> str:
-        """Which door the caller came through: `ctl` or `http`."""
-        return self._connection.source
-
-    @property
-    def caller(self) -> str:
-        """Who asks, as the run log has it."""
-        peer = self._connection.peer
-        return "" if peer is None or self.source == "http" else f"uid {peer.uid}, pid {peer.pid}"
-
-    def answer(self, result: Any) -> None:
-        """Answer with `result`, which may hold orjson fragments."""
-        connection = self._connection
-        connection.done(self)
-        if self.id is not None and not self._over:
-            self._over = True
-            connection.write(orjson.dumps({"jsonrpc": "2.0", "id": self.id, "result": result}))
-
-    def refuse(self, error: OrpheusError) -> None:
-        self._connection.done(self)
-        if self.id is not None and not self._over:
-            self._over = True
-            number = INVALID_PARAMS if error.code == "invalid-request" else SERVER_ERROR
-            self._connection.write(orjson.dumps(refusal(self.id, error, number)))
-
-    def event(self, params: dict[str, Any]) -> None:
-        """Send a notification of this call's stream."""
-        if self.id is not None and not self._over:
-            self._connection.write_event(orjson.dumps(event(self.id, self.operation.name, params)))
-
-    def on_gone(self, callback: Callable[[], None]) -> None:
-        """Call `callback` if the caller leaves before the answer, or has left already."""
-        self._gone = callback
-        if self._connection.lost or self._connection.silent:
-            self._connection.done(self)
-            callback()
-
-    def at_end(self, callback: Callable[[], None]) -> None:
-        """Call `callback` when the caller's connection ends, whatever has become of this call."""
-        self._connection.at_end(callback)
-
-    @property
-    def watches_caller(self) -> bool:
-        """Whether it is over when its caller leaves."""
-        return self._gone is not None
-
-    def abandoned(self) -> None:
-        if self._gone is not None:
-            self._gone()
-
-
 class Connection(asyncio.Protocol):
     """One client. Invariant: `_calls` are those that have not been answered; while frames wait in `_backlog`, or
     answers beyond WRITE_LIMIT_BYTES, nothing more is read. Once it is held nothing is begun, so that all it was asked
@@ -132,8 +68,10 @@ class Connection(asyncio.Protocol):
         """`handed` is what an earlier image of this daemon has left to do for it."""
         self.source = source
         self.peer: Peer | None = None
+        self.audit = door.audit
         self._door = door
         self._rights = rights
+        self._asker: Asker | None = None
         self._buffer = LineBuffer(FRAME_LIMIT_BYTES)
         self._transport: asyncio.Transport | None = None
         self._calls: set[Call] = set()
@@ -147,6 +85,13 @@ class Connection(asyncio.Protocol):
         self._last_acts: list[Callable[[], None]] = []
         self.lost = False
 
+    @property
+    def asker(self) -> Asker:
+        if self._asker is None:
+            peer = self.peer or Peer(0, -1, -1)
+            self._asker = Asker(self.source, peer.uid, peer.pid, exe_of(peer))
+        return self._asker
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=WRITE_LIMIT_BYTES)
@@ -159,6 +104,7 @@ class Connection(asyncio.Protocol):
         if self._rights is None:
             self._rights = rights_of(self.peer, self._door.admin_group)
         if self._rights is None:
+            self.audit.note(self.asker, "connect", None, "", "permission-denied")
             self._refuse(None, OrpheusError(
                 "permission-denied", f"uid {self.peer.uid} may not use this socket; root, the daemon's own user and "
                                      f"the group {self._door.admin_group} may"))
@@ -172,6 +118,7 @@ class Connection(asyncio.Protocol):
             return
         if self._handed is not None:
             for id in self._handed.asked:
+                self.audit.note(self.asker, RELOAD, None, digest_of(BY_NAME[RELOAD], {}), "done")
                 self.write(orjson.dumps(answer(id, self._door.reloaded)))
             self.data_received(self._handed.unread)
             self._handed = None
@@ -324,7 +271,7 @@ class Connection(asyncio.Protocol):
             self._refuse(request.id, OrpheusError("invalid-request", f"there is no operation {request.method[:60]!r}"),
                          METHOD_NOT_FOUND)
             return
-        call = Call(self, request.id, operation)
+        call = Call(self, request.id, operation, request.params)
         try:
             self._begin(call, request)
         except OrpheusError as error:

@@ -13,7 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from orpheusd.doors.connection import Call, Connection, fault
+from orpheusd.audit import Audit
+from orpheusd.doors.call import Call
+from orpheusd.doors.connection import Connection, fault
 from orpheusd.doors.place import listen
 from orpheusd.doors.rights import gid_of
 from orpheusd.errors import OrpheusError
@@ -36,8 +38,9 @@ class ControlDoor:
     who asked an earlier image for this one.
     """
 
-    def __init__(self, service: Service, admin_group: str) -> None:
+    def __init__(self, service: Service, admin_group: str, audit: Audit) -> None:
         self.admin_group = admin_group
+        self.audit = audit
         self.dropped_events = 0
         self.methods: dict[str, Callable[[Call, dict[str, Any]], Any]] = {
             name: getattr(service, name.replace(".", "_")) for name in BY_NAME

@@ -14,24 +14,40 @@ WHY_LIMIT = 160
 OURS = (-signal.SIGABRT, -signal.SIGKILL)
 
 
+#: The unit of an agent's `memory`.
+MB = 1024 * 1024
+
+
+class OutOfMemory(NamedTuple):
+    """Who killed for want of memory, and the limit it was about; 0 when it was the box that had no more."""
+
+    by: str
+    limit_bytes: int = 0
+    peak_bytes: int = 0
+
+    def __str__(self) -> str:
+        numbers = f", limit {self.limit_bytes // MB} MB, peak {self.peak_bytes // MB} MB" if self.limit_bytes else ""
+        return f"out of memory: killed by {self.by}{numbers}"
+
+
 class Cause(NamedTuple):
     """Why a worker is dead, as far as it is known.
 
     `status` is its exit code or minus the signal that killed it, None if nobody could tell. `why` is the reason for
-    which we ended it, "" if we did not. `oom`: the kernel was killing for want of memory at that time.
+    which we ended it, "" if we did not. `oom`: what it died of was want of memory.
     """
 
     status: int | None
     why: str = ""
-    oom: bool = False
+    oom: OutOfMemory | None = None
 
     def __str__(self) -> str:
         told = cause_of(self.status)
+        if self.oom is not None and self.status in (None, -signal.SIGKILL):
+            return f"{self.oom}, {told}"
         if self.why and (self.status is None or self.status in OURS):
             return f"{told}, ended by orpheusd: {self.why[:WHY_LIMIT]}"
-        if self.status != -signal.SIGKILL:
-            return told
-        return f"out of memory: killed by the kernel, {told}" if self.oom else f"{told}, not sent by orpheusd"
+        return f"{told}, not sent by orpheusd" if self.status == -signal.SIGKILL else told
 
 
 def cause_of(status: int | None) -> str:

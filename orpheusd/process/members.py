@@ -79,6 +79,13 @@ class WorkerMember:
         elif message.type == "held" and len(self.held) < HELD_LIMIT:
             self.held.append(message)
 
+    def heard_out(self) -> tuple[list[Session], list[Message]]:
+        """It has told everything: the sessions, and the `held` of its runs. It is no orphan any more."""
+        self.orphaned = False
+        told = self.sessions, self.held
+        self.sessions, self.held = [], []
+        return told
+
     def acknowledge(self, run_ids: list[str]) -> None:
         """Tell it that these ends are in the log, once it has read the run that it was sent last: said behind that, it
         would hide that a worker which dies has never read it."""

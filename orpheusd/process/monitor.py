@@ -49,8 +49,11 @@ class Monitor:
         except psutil.Error:
             self._watched.pop(worker_id, None)
 
-    def forget(self, worker_id: str) -> None:
+    def forget(self, worker_id: str) -> int:
+        """Sample it no more. Its peak."""
+        peak_bytes = self.peak_rss_bytes(worker_id)
         self._watched.pop(worker_id, None)
+        return peak_bytes
 
     def sample_next(self, now: float) -> str | None:
         """Sample the worker whose turn it is, and say which; None when there is none."""

@@ -144,6 +144,14 @@ class PidFd:
             self._fd = -1
 
 
+def exe_of(peer: Peer) -> str:
+    """The program that a peer runs now; "" where this user may not know, or there is nobody any more."""
+    try:
+        return str(Path(f"/proc/{peer.pid}/exe").readlink())
+    except OSError:
+        return ""
+
+
 def peer_of(sock: Descriptor) -> Peer:
     """Who connected `sock`, a Unix socket (unix(7), SO_PEERCRED)."""
     with socket.socket(fileno=os.dup(sock.fileno())) as own:

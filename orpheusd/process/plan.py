@@ -8,7 +8,8 @@ from orpheusd.process.sandbox import Command, Isolation, TemplateSpec
 
 
 class Plan(NamedTuple):
-    """One agent version as its processes need it. `setup` is told to the template, secrets included."""
+    """One agent version as its processes need it. `memory_bytes` is what one worker may use, 0 for any; `setup` is
+    told to the template, secrets included."""
 
     agent: str
     version: int
@@ -16,6 +17,7 @@ class Plan(NamedTuple):
     workspace_dir: Path
     venv_dir: Path | None
     network: bool
+    memory_bytes: int
     setup: dict[str, Any]
 
     def spec(self, template_id: str, link_dir: Path) -> TemplateSpec:

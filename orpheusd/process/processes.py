@@ -21,6 +21,7 @@ from orpheusd.process.adopted import AdoptedTemplate
 from orpheusd.process.causes import error_text
 from orpheusd.process.channel import Channel
 from orpheusd.process.holdings import Session, orphans_in
+from orpheusd.process.limits import Limits
 from orpheusd.process.lives import Lives
 from orpheusd.process.members import TemplateMember, WorkerMember
 from orpheusd.process.monitor import Monitor
@@ -69,6 +70,7 @@ class Processes:
         self, runtime_dir: Path, isolation: Isolation, interpreter: Interpreter, lib: RuntimeLib, sinks: Sinks
     ) -> None:
         self.monitor = Monitor()
+        self.limits = Limits(self.kill)
         self._lives = Lives(runtime_dir, isolation, interpreter, lib, self, sinks.note)
         self._sinks = sinks
         self._templates: dict[str, TemplateMember] = {}
@@ -99,7 +101,7 @@ class Processes:
         self._begin(template, None)
 
     def start_template(self, id: str, plan: Plan) -> None:
-        template = self._templates[id] = TemplateMember(new_record(id, plan.agent, plan.version), orphaned=False)
+        template = self._templates[id] = TemplateMember(new_record(id, plan), orphaned=False)
         self._begin(template, plan)
 
     def _begin(self, template: TemplateMember, plan: Plan | None) -> None:
@@ -275,6 +277,7 @@ class Processes:
         loop = asyncio.get_running_loop()
         channel.process.watch(loop, lambda: self._died(known))
         self.monitor.register(id, channel.process.pid)
+        self.limits.begin(id, channel.process, known.template.record.memory_bytes)
         if known.kill_wanted:
             known.ending.send(channel.process, signal.SIGKILL, known.kill_wanted)
 
@@ -299,9 +302,7 @@ class Processes:
     def _heard_ready(self, channel: Channel, message: Message) -> None:
         worker, template = self._workers.get(channel.owner), self._templates.get(channel.owner)
         if worker is not None and worker.orphaned:
-            worker.orphaned = False
-            sessions, held, worker.sessions, worker.held = worker.sessions, worker.held, [], []
-            self._sinks.adopted(worker.id, sessions, held)
+            self._sinks.adopted(worker.id, *worker.heard_out())
         elif worker is not None:
             self._sinks.event(ev.WorkerReady(worker.id))
         elif template is not None and template.orphaned:
@@ -376,8 +377,8 @@ class Processes:
         if worker.process is not None:
             worker.process.close()
         now = asyncio.get_running_loop().time()
-        remains = worker.ending.remains(self.monitor.oom_kills, self.monitor.peak_rss_bytes(worker.id), now)
-        self.monitor.forget(worker.id)
+        remains = worker.ending.remains(
+            self.limits.end(worker.id), self.monitor.oom_kills, self.monitor.forget(worker.id), now)
         if not worker.told_to_stop:
             log.warning("worker %s of %s ended: %s", worker.id, worker.template.agent, remains.cause)
         unread = frozenset(worker.channel.undelivered) if worker.channel is not None else frozenset[str]()

@@ -11,22 +11,26 @@ import secrets
 from pathlib import Path
 from typing import NamedTuple
 
+from orpheusd.process.plan import Plan
+
 
 class Record(NamedTuple):
-    """One template: which version of which agent it forks, and the secret behind every nonce of its sandbox."""
+    """One template: which version of which agent it forks, the secret behind every nonce of its sandbox, and the
+    memory that one of its workers may use (0: any)."""
 
     template: str
     agent: str
     version: int
     secret: str
+    memory_bytes: int = 0
 
     def nonce(self, id: str) -> str:
         """What the template or worker `id` proves itself with, to this daemon and to the next."""
         return hmac.new(bytes.fromhex(self.secret), id.encode(), "sha256").hexdigest()[:32]
 
 
-def new_record(template: str, agent: str, version: int) -> Record:
-    return Record(template, agent, version, secrets.token_hex(32))
+def new_record(template: str, plan: Plan) -> Record:
+    return Record(template, plan.agent, plan.version, secrets.token_hex(32), plan.memory_bytes)
 
 
 class Records:
@@ -55,7 +59,7 @@ class Records:
         for path in sorted(self._directory.iterdir()):
             try:
                 record = Record(**json.loads(path.read_text()))
-                found.append(record._replace(version=int(record.version)))
+                found.append(record._replace(version=int(record.version), memory_bytes=int(record.memory_bytes)))
             except (OSError, ValueError, TypeError):
                 path.unlink(missing_ok=True)
         return found

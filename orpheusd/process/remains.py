@@ -6,7 +6,8 @@ It is gathered piece by piece: what we sent, what the template tells after the b
 import signal
 from typing import Any, NamedTuple
 
-from orpheusd.process.causes import Cause
+from orpheusd.process.causes import Cause, OutOfMemory
+from orpheusd.process.limits import Fate
 from orpheusd.process.oom import OomKills
 from orpheusd.process.pidfds import PidFd
 
@@ -48,11 +49,15 @@ class Ending:
         self._stack = told["stack"][:STACK_LIMIT]
         self._peak_rss_bytes = told["peak_rss_bytes"]
 
-    def remains(self, oom_kills: OomKills, sampled_rss_bytes: int, now: float) -> Remains:
+    def remains(self, fate: Fate, oom_kills: OomKills, sampled_rss_bytes: int, now: float) -> Remains:
         """`sampled_rss_bytes`: the most memory that was seen while it lived."""
-        oom = self.status == -signal.SIGKILL and not self.why and oom_kills.lately(now)
+        peak_bytes = max(self._peak_rss_bytes, sampled_rss_bytes, fate.peak_bytes)
+        oom = fate.oom
+        if oom is not None:
+            oom = oom._replace(peak_bytes=max(oom.peak_bytes, peak_bytes))
+        elif self.status == -signal.SIGKILL and not self.why and oom_kills.lately(now):
+            oom = OutOfMemory("the kernel")
         stack = self._stack
         if not stack and self._aborted and self.status == -signal.SIGKILL:
             stack = "(no stack: it was asked for one by SIGABRT, and did not take the signal)"
-        return Remains(
-            Cause(self.status, self.why, oom), stack, max(self._peak_rss_bytes, sampled_rss_bytes))
+        return Remains(Cause(self.status, self.why, oom), stack, peak_bytes)

@@ -141,6 +141,47 @@ def takes_memory(input_data):
     os._exit(len(held) % 2)
 
 
+def grows(input_data):
+    """10 MB each 10 ms, and so far that it is over whatever it may have; says when it has `bytes`."""
+    begun()
+    held = []
+    while len(held) < 60:
+        held.append(b"x" * 10_000_000)
+        if len(held) * 10_000_000 == input_data["bytes"]:
+            print("over", flush=True)
+        time.sleep(0.01)
+    time.sleep(60)
+
+
+def child_grows(input_data):
+    if os.fork() == 0:
+        try:
+            grows(input_data)
+        finally:
+            os._exit(0)
+    time.sleep(60)
+
+
+def shares_memory(input_data):
+    """Children that hold the same memory as their parent, and change none of it."""
+    held = b"x" * input_data["bytes"]
+    children = [os.fork() for _ in range(3)]
+    if 0 in children:
+        time.sleep(60)
+    time.sleep(1.5)
+    for pid in children:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+    return len(held)
+
+
+def forks_without_end(_input):
+    begun()
+    while True:
+        if os.fork() == 0:
+            time.sleep(60)
+
+
 def child_crashes(_input):
     begun()
     pid = os.fork()

@@ -37,7 +37,7 @@ class House:
     `logged` is everything that went into the agent's log.
     """
 
-    def __init__(self, directory: Path, module: str, settings: Settings) -> None:
+    def __init__(self, directory: Path, module: str, settings: Settings, memory_bytes: int = 0) -> None:
         runtime_dir, workspace_dir = directory / "run", directory / "workspace"
         runtime_dir.mkdir()
         workspace_dir.mkdir()
@@ -54,7 +54,7 @@ class House:
         setup = {"agent": "probe", "version": 1, "module": module, "entrypoint": "handler",
                  "concurrency": settings.concurrency, "preload": False, "env": {},
                  "result_limit_bytes": RESULT_LIMIT_BYTES, "orphan_ttl_s": 60.0}
-        self.engine.plans["probe", 1] = Plan("probe", 1, HANDLERS, workspace_dir, None, True, setup)
+        self.engine.plans["probe", 1] = Plan("probe", 1, HANDLERS, workspace_dir, None, True, memory_bytes, setup)
         self.engine.feed(ev.AgentLoaded("probe", 1, settings))
 
     def start(self, do: str, timeout_s: float | None = None, **more: Any) -> "asyncio.Future[Outcome]":
@@ -87,10 +87,11 @@ class House:
 
 
 @asynccontextmanager
-async def house(module: str = "stuck", **settings: Any) -> AsyncIterator[House]:
+async def house(module: str = "stuck", memory_bytes: int = 0, **settings: Any) -> AsyncIterator[House]:
     """A house that is left clean: every process ended, every file closed."""
     with tempfile.TemporaryDirectory(prefix="orpheus-") as name:  # a short one: sockets are in it
-        built = House(Path(name), module, Settings(**{"min_workers": 1, "max_workers": 1, **settings}))
+        built = House(Path(name), module, Settings(**{"min_workers": 1, "max_workers": 1, **settings}),
+                      memory_bytes)
         try:
             yield built
         finally:

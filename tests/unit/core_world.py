@@ -1,5 +1,6 @@
 """One supervisor, driven by hand: events go in, effects are kept, and the invariants are checked after every event."""
 
+from math import inf
 from typing import TypeVar
 
 from orpheusd.core import effects as ef
@@ -26,7 +27,8 @@ class CoreWorld:
 
     def __init__(self, policy: Policy | None = None, uniform: float = UNIFORM) -> None:
         self.policy = policy or Policy()
-        self.supervisor = Supervisor("b", self.policy, lambda: uniform)
+        self.free_mb = inf
+        self.supervisor = Supervisor("b", self.policy, lambda: uniform, lambda: self.free_mb)
         self.now = 1000.0
         self.effects: list[ef.Effect] = []
         self._names = 0

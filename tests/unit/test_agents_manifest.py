@@ -275,7 +275,8 @@ def test_the_reference_pages_examples_hold() -> None:
     whole = next(block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "telemetry" in block)
     manifest = parse_manifest(whole)
     defaults = parse_manifest("name: my-agent\nruntime: python3\nenv: [OPENAI_API_KEY, MODE=prod]\n"
-                              "telemetry: {labels: {team: platform}}\nsession: {header: X-Conversation-Id}")
+                              "telemetry: {labels: {team: platform}}\nsession: {header: X-Conversation-Id}\n"
+                              "workspace: {max_mb: 1024}")
     assert manifest == defaults  # every other value shown is the default
     written = set(re.findall(r"^ *([a-z_]+):", whole, re.MULTILINE))
     leaves = {row.key.split(".")[-1] for row in rows(Manifest)} - {"engine", "model"}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from orpheusd.process.causes import WHY_LIMIT, Cause
+from orpheusd.process.causes import MB, WHY_LIMIT, Cause, OutOfMemory
 from orpheusd.process.oom import LATELY_S, LOOK_EVERY_S, OomKills
 
 
@@ -17,7 +17,10 @@ from orpheusd.process.oom import LATELY_S, LOOK_EVERY_S, OomKills
     (Cause(-6, "a run timed out"), "signal 6 (SIGABRT), ended by orpheusd: a run timed out"),
     (Cause(-9), "signal 9 (SIGKILL), not sent by orpheusd"),
     (Cause(-9, "it closed its channel"), "signal 9 (SIGKILL), ended by orpheusd: it closed its channel"),
-    (Cause(-9, "", True), "out of memory: killed by the kernel, signal 9 (SIGKILL)"),
+    (Cause(-9, "", OutOfMemory("the kernel")), "out of memory: killed by the kernel, signal 9 (SIGKILL)"),
+    (Cause(-9, "its memory is over the limit", OutOfMemory("orpheusd", 64 * MB, 70 * MB)),
+     "out of memory: killed by orpheusd, limit 64 MB, peak 70 MB, signal 9 (SIGKILL)"),
+    (Cause(0, "", OutOfMemory("orpheusd", 64 * MB, 70 * MB)), "exit 0"),
     (Cause(-60), "signal 60"),
     (Cause(None), "cause unknown"),
     (Cause(None, "its version was refused"), "cause unknown, ended by orpheusd: its version was refused"),

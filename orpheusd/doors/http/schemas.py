@@ -45,6 +45,7 @@ _PROCESS = {"pid": COUNT, "rss_bytes": optional(COUNT), "cpu_percent": optional(
             "threads": optional(COUNT)}
 _WORKER = record(id=STRING, version=COUNT, state=STRING, outdated=BOOLEAN, busy=ANY, sessions=COUNT, runs=COUNT,
                  uptime_s=NUMBER, **_PROCESS)
+_MEMORY_LIMIT = {"enum": ["cgroup", "sampling"]}
 _AGENT = {"name": AGENT_NAME, "version": COUNT, "state": STRING, "min": COUNT, "max": COUNT, "sessions": COUNT,
           "queue": COUNT, "runs": COUNT,
           "rolled_back": optional(record(version=COUNT, reason=STRING, at=NUMBER))}
@@ -78,6 +79,7 @@ RESULTS: dict[str, Schema] = {
         home=optional(STRING), because=array(STRING)),
     "agent.list": record(agents=array(record(workers=COUNT, **_AGENT))),
     "agent.show": record(workers=array(_WORKER), handler=optional(STRING), isolation=STRING, deployed_at=ANY,
+                         memory_limit=_MEMORY_LIMIT,
                          settings={"type": "object"}, **_AGENT),
     "agent.stats": record(
         workers=counts("current", "healthy", "busy", "min", "max"),
@@ -89,6 +91,7 @@ RESULTS: dict[str, Schema] = {
     "session.list": record(sessions=array(_SESSION), total=COUNT),
     "session.show": {"allOf": [_SESSION, record(agent=AGENT_NAME)]},
     "status": record(version=STRING, pid=COUNT, uptime_s=NUMBER, isolation=STRING, isolation_reason=optional(STRING),
+                     memory_limit=_MEMORY_LIMIT, memory_limit_reason=STRING,
                      state_dir=STRING, runtime_dir=STRING, http=optional(STRING), agents=COUNT, workers=COUNT,
                      ready=BOOLEAN),
     "health": record(status={"enum": ["ok", "draining"]}, uptime_s=NUMBER, agents=COUNT, workers=COUNT),

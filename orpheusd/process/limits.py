@@ -1,0 +1,139 @@
+"""Holds every worker to the memory that its agent may use, by control groups where there are any, else by looking.
+
+Looking finds a worker within LATEST_S of its crossing the limit, unless so many workers are there that looking at all
+of them would take more than a fifth of the processor. It counts what the worker started too (process/usage.py).
+What becomes of a worker that is over is its owner's business.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from heapq import heappop, heappush
+from typing import NamedTuple
+
+from orpheusd.process.causes import MB, OutOfMemory
+from orpheusd.process.groups import TASKS_LIMIT, Groups
+from orpheusd.process.pidfds import PidFd
+from orpheusd.process.usage import own_bytes, usage
+
+#: A look costs some 30 µs. One that is over half of its limit is looked at more often, so that it gets less far.
+CALM_S, NEAR_S = 0.5, 0.1
+#: Over the limit is who is so twice: a process about to execute another shares its memory for a moment.
+AGAIN_S = 0.05
+#: A crossing is seen after CALM_S, judged AGAIN_S later, and both may come a turn late.
+LATEST_S = 1.0
+#: Of each turn, and the least between two: a fifth of a processor at most.
+TURN_S, PAUSE_S = 0.005, 0.02
+
+
+class Fate(NamedTuple):
+    """What a dead worker's limit had to do with its death. `oom` is None when it was nothing."""
+
+    oom: OutOfMemory | None
+    peak_bytes: int
+
+
+class _Held:
+    """One worker under a limit. `crossed` once it has been found over it."""
+
+    __slots__ = ("crossed", "doubted", "grouped", "limit_bytes", "peak_bytes", "process", "worker_id")
+
+    def __init__(self, worker_id: str, process: PidFd, limit_bytes: int) -> None:
+        self.worker_id = worker_id
+        self.process = process
+        self.limit_bytes = limit_bytes
+        self.grouped = False
+        self.doubted = False
+        self.crossed = False
+        self.peak_bytes = 0
+
+
+class Limits:
+    """Invariant: every worker in `_held` is in a group or in `_due`, with the time of the next look.
+
+    `over` is told who has to die, and why. `reason`: why there are no groups.
+    """
+
+    def __init__(self, over: Callable[[str, str], None]) -> None:
+        self.reason = "no control groups were asked for"
+        self._over = over
+        self._groups: Groups | None = None
+        self._held: dict[str, _Held] = {}
+        self._due: list[tuple[float, int, _Held]] = []
+        self._pushed = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def mode(self) -> str:
+        """`cgroup` or `sampling`."""
+        return "sampling" if self._groups is None else "cgroup"
+
+    def use(self, groups: Groups | None, reason: str) -> None:
+        """For workers that are yet to come."""
+        self._groups, self.reason = groups, reason
+
+    def begin(self, worker_id: str, process: PidFd, limit_bytes: int) -> None:
+        """Hold a worker to its limit; 0 is none."""
+        if not limit_bytes:
+            return
+        held = self._held[worker_id] = _Held(worker_id, process, limit_bytes)
+        if self._groups is not None:
+            try:
+                self._groups.begin(worker_id, process.pid, limit_bytes)
+                held.grouped = True
+                return
+            except OSError as error:
+                self.use(None, f"the control group of {worker_id} cannot be made: {error.strerror}")
+        self._push(held, time.monotonic() + CALM_S)
+        self._arm()
+
+    def end(self, worker_id: str) -> Fate:
+        """The worker is dead."""
+        held = self._held.pop(worker_id, None)
+        if held is None:
+            return Fate(None, 0)
+        killer = "orpheusd" if held.crossed else ""
+        if held.grouped and self._groups is not None:
+            spent = self._groups.end(worker_id)
+            killer, held.peak_bytes = "the kernel" if spent.killed else "", spent.peak_bytes
+        oom = OutOfMemory(killer, held.limit_bytes, held.peak_bytes) if killer else None
+        return Fate(oom, held.peak_bytes)
+
+    def _push(self, held: _Held, at: float) -> None:
+        self._pushed += 1
+        heappush(self._due, (at, self._pushed, held))
+
+    def _arm(self) -> None:
+        if self._timer is None and self._due:
+            delay_s = max(self._due[0][0] - time.monotonic(), PAUSE_S)
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._turn)
+
+    def _turn(self) -> None:
+        self._timer = None
+        began = time.monotonic()
+        while self._due and self._due[0][0] <= began and time.monotonic() < began + TURN_S:
+            held = heappop(self._due)[2]
+            if self._held.get(held.worker_id) is held and not held.process.exited():
+                delay_s = self._look(held)
+                if delay_s:
+                    self._push(held, began + delay_s)
+        self._arm()
+
+    def _look(self, held: _Held) -> float:
+        """When to look again; 0 when it is over."""
+        used = usage(held.process.pid, TASKS_LIMIT)
+        held.peak_bytes = max(held.peak_bytes, used.memory_bytes)
+        if used.processes > TASKS_LIMIT:
+            self._over(held.worker_id, f"it has more than {TASKS_LIMIT} processes")
+            return 0.0
+        if used.memory_bytes <= held.limit_bytes:
+            held.doubted = False
+            return NEAR_S if used.memory_bytes > held.limit_bytes // 2 else CALM_S
+        if not held.doubted:
+            held.doubted = True
+            return AGAIN_S
+        if own_bytes(held.process.pid, TASKS_LIMIT) <= held.limit_bytes:
+            return CALM_S
+        held.crossed = True
+        self._over(held.worker_id, f"its memory is over the limit of {held.limit_bytes // MB} MB")
+        return 0.0

@@ -1,0 +1,97 @@
+"""A worker that takes more memory than its agent may have, or too many processes: real workers, held by looking."""
+
+import asyncio
+import os
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from orpheusd.process.causes import MB
+from orpheusd.process.groups import TASKS_LIMIT
+from orpheusd.process.limits import LATEST_S
+from tests.daemon import Daemon, write_agent
+from tests.eventually import eventually
+from tests.integration.engine_house import TIMEOUT_S, House, in_house
+
+LIMIT_BYTES = 100 * MB
+
+OOM = re.compile(r"out of memory: killed by (orpheusd|the kernel), limit (\d+) MB, peak (\d+) MB, signal 9 .SIGKILL.")
+
+
+@pytest.mark.parametrize("do", ["grows", "child_grows"])
+def test_a_worker_that_grows_over_its_limit_is_dead_within_a_second(do: str) -> None:
+    # fault 7
+    async def story(house: House) -> None:
+        over = house.line("over")
+        ended = house.start(do, bytes=110_000_000)
+        await asyncio.wait_for(over, TIMEOUT_S)
+        crossed_at = time.monotonic()
+        outcome = await asyncio.wait_for(ended, TIMEOUT_S)
+        assert time.monotonic() - crossed_at < LATEST_S + 0.5, "a second, and what death and its report take"
+        told = OOM.fullmatch(outcome.cause)
+        assert told is not None and outcome.state == "crashed", outcome.cause
+        assert told[1] == "orpheusd" and told[2] == "100" and 100 <= int(told[3]) < 600
+        assert outcome.black_box["cause"] == outcome.cause
+        assert outcome.black_box["peak_rss_bytes"] // MB == int(told[3])
+        assert (await house.run("takes_memory", bytes=1_000)).cause == "exit 0", "the next worker serves"
+
+    in_house(story, memory_bytes=LIMIT_BYTES)
+
+
+def test_memory_that_is_shared_is_counted_once() -> None:
+    async def story(house: House) -> None:
+        assert (await house.run("shares_memory", bytes=50_000_000)).result == b"50000000"
+
+    in_house(story, memory_bytes=LIMIT_BYTES)
+
+
+def test_a_fork_bomb_is_ended_and_told() -> None:
+    # fault 13
+    async def story(house: House) -> None:
+        outcome = await house.run("forks_without_end")
+        assert outcome.state == "crashed"
+        assert outcome.cause == f"signal 9 (SIGKILL), ended by orpheusd: it has more than {TASKS_LIMIT} processes"
+
+    in_house(story, memory_bytes=1000 * MB)
+
+
+def test_nothing_is_held_of_workers_that_are_gone() -> None:
+    async def story(house: House) -> None:
+        for _ in range(3):
+            await house.run("exits", status=1)
+        assert len(house.engine.processes.limits._held) <= 1
+
+    in_house(story, memory_bytes=LIMIT_BYTES)
+
+
+GREEDY = """
+import os, time
+def handler(input_data):
+    held = []
+    while input_data.get("grow"):
+        held.append(b"x" * 10_000_000)
+        time.sleep(0.01)
+    return os.getpid()
+"""
+
+
+def test_one_that_takes_too_much_is_told_as_such_and_its_siblings_live(daemon: Daemon, tmp_path: Path) -> None:
+    # faults 7, 8: contained before the box feels it
+    daemon.deploy(write_agent(tmp_path / "greedy", GREEDY, memory=80, scaling={"min_workers": 2, "max_workers": 2}))
+    shown = daemon.call("agent.show", agent="greedy")
+    status = daemon.call("status")
+    assert shown["memory_limit"] == status["memory_limit"]
+    assert (status["memory_limit"] == "cgroup") == (status["memory_limit_reason"] == "")
+    eventually(lambda: daemon.call("agent.stats", agent="greedy")["workers"]["healthy"] == 2)
+    sibling = daemon.call("run", agent="greedy", input={}, session_id="calm")["result"]
+    answered = daemon.ctl("run", "greedy", '{"grow": true}', "--session", "wild", "--json")
+    assert answered.returncode == 70 and "out of memory" in answered.stdout + answered.stderr
+    [row] = daemon.call("run.list", agent="greedy", session="wild")["runs"]
+    box = daemon.call("run.show", run_id=row["run_id"])["black_box"]
+    told = OOM.fullmatch(box["cause"])
+    assert told is not None and told[2] == "80" and box["peak_rss_bytes"] >= 80 * MB, box
+    again = daemon.call("run", agent="greedy", input={}, session_id="calm")
+    assert (again["result"], again["session"]["context"]) == (sibling, "warm")
+    os.kill(daemon.pid, 0)

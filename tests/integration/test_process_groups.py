@@ -1,0 +1,113 @@
+"""Control groups: who may divide one, what is written into it, and what it tells in the end.
+
+Most boxes that tests run on hand out no memory controller, so the files of the kernel are plain ones here; the last
+test has the kernel hold a real worker, where it can.
+"""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from orpheusd.process import groups
+from orpheusd.process.groups import DAEMON_WEIGHT, TASKS_LIMIT, Groups, Spent, prepare
+from orpheusd.process.limits import Limits
+from orpheusd.process.pidfds import PidFd
+from tests.daemon import Daemon, write_agent
+from tests.integration.test_memory_limits import GREEDY, OOM
+
+FILES = ("cgroup.controllers", "cgroup.procs", "cgroup.subtree_control", "memory.max", "memory.swap.max",
+         "memory.oom.group", "memory.events", "memory.peak", "pids.max", "cpu.weight", "cgroup.kill")
+
+
+def group(path: Path, **files: str) -> Path:
+    path.mkdir()
+    for name in FILES:
+        (path / name).write_text("")
+    (path / "cgroup.controllers").write_text("cpu memory pids")
+    for name, text in files.items():
+        (path / name.replace("_", ".", 1)).write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(("files", "lacks"), [
+    ({"cgroup_controllers": "cpu pids"}, "has no memory controller"),
+    ({"cgroup_procs": f"{os.getpid()}\n1\n"}, "holds other processes too"),
+])
+def test_a_group_that_cannot_be_divided_is_left_alone(tmp_path: Path, files: dict[str, str], lacks: str) -> None:
+    own = group(tmp_path / "unit", **files)
+    found, reason = prepare(own)
+    assert found is None and lacks in reason
+    assert not (own / "daemon").exists() and (own / "cgroup.subtree_control").read_text() == ""
+
+
+def test_a_group_that_is_given_is_divided(tmp_path: Path) -> None:
+    own = group(tmp_path / "unit", cgroup_procs=f"{os.getpid()}\n")
+    for name in ("daemon", "workers"):
+        group(own / name)
+    found, reason = prepare(own)
+    assert found is not None and reason == ""
+    assert (own / "daemon/cgroup.procs").read_text() == "0", "whoever writes it moves"
+    assert (own / "daemon/cpu.weight").read_text() == str(DAEMON_WEIGHT)
+    assert (own / "workers/cgroup.subtree_control").read_text().startswith("+")
+    again, _ = prepare(own / "daemon")
+    assert again is not None, "the next daemon is there already"
+
+
+def test_a_worker_is_put_under_its_limit_and_its_group_tells_the_end(tmp_path: Path) -> None:
+    made = Groups(tmp_path)
+    ours = group(tmp_path / "w-1", memory_events="low 0\noom 1\noom_kill 3\noom_group_kill 1\n", memory_peak="777\n")
+    made.begin("w-1", 4711, 1000)
+    assert {name: (ours / name).read_text() for name in FILES[1:2] + FILES[3:6] + FILES[8:9]} == {
+        "cgroup.procs": "4711", "memory.max": "1000", "memory.swap.max": "0", "memory.oom.group": "1",
+        "pids.max": str(TASKS_LIMIT)}
+    assert made.end("w-1") == Spent(killed=True, peak_bytes=777)
+    assert (ours / "cgroup.kill").read_text() == "1"
+    for path in ours.iterdir():
+        path.unlink()
+    assert made.end("w-2") == Spent(killed=False, peak_bytes=0)
+    assert not ours.exists(), "what was not empty yet is removed with the next"
+
+
+def test_a_group_that_cannot_be_made_means_looking(tmp_path: Path) -> None:
+    limits = Limits(lambda _worker_id, _why: None)
+    limits.use(Groups(tmp_path), "")
+    assert limits.mode == "cgroup"
+    process = PidFd(os.getpid())
+
+    async def begin() -> None:
+        limits.begin("w-1", process, 1 << 40)
+        assert limits.mode == "sampling" and "w-1 cannot be made" in limits.reason
+        assert limits.end("w-1") == (None, 0)
+
+    try:
+        asyncio.run(begin())
+    finally:
+        process.close()
+
+
+@pytest.mark.root
+def test_the_kernel_holds_a_real_worker(tmp_path: Path) -> None:
+    # faults 7, 13
+    mount = groups._mount()
+    if mount is None or "memory" not in (mount / "cgroup.controllers").read_text().split():
+        pytest.skip("the memory controller is not on the unified hierarchy of this box")
+    own = mount / f"orpheus-test-{os.getpid()}"
+    own.mkdir()
+    (mount / "cgroup.subtree_control").write_text("+memory +pids")
+    house = Daemon(wrapper=("sh", "-c", f'echo $$ > {own}/cgroup.procs; exec "$0" "$@"'))
+    try:
+        house.start()
+        assert house.call("status")["memory_limit"] == "cgroup", house.call("status")
+        house.deploy(write_agent(tmp_path / "greedy", GREEDY, memory=80))
+        house.ctl("run", "greedy", '{"grow": true}')
+        [row] = house.call("run.list", agent="greedy")["runs"]
+        told = OOM.fullmatch(row["exit_cause"])
+        assert told is not None and told[1] == "the kernel" and told[2] == "80", row
+    finally:
+        house.close()
+        for path in sorted(own.rglob("*"), reverse=True):
+            if path.is_dir():
+                path.rmdir()
+        own.rmdir()
