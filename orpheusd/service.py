@@ -216,6 +216,7 @@ class Service:
             "uptime_s": self._uptime_s(),
             "isolation": self._isolation.mode,
             "isolation_reason": self._isolation.reason,
+            "isolation_weaknesses": list(self._isolation.weaknesses),
             "state_dir": str(self._config.state_dir),
             "runtime_dir": str(self._config.runtime_dir),
             "http": self._config.http,

@@ -74,8 +74,6 @@ def settle(setup: Setup) -> None:
 def _live(birth: Birth) -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(OPEN_FILES, hard), hard))
-    # A core takes as long to write as there is memory; the stack is on the sheet.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     # Until somebody listens, a doorbell must not kill.
     signal.signal(signal.SIGUSR1, _ignore)
     os.environ["ORPHEUS_WORKER"] = birth.worker_id
