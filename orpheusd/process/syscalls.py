@@ -20,7 +20,7 @@ DENIED = (
     # ways into the kernel that made its faults exploitable more often than any other
     "bpf", "perf_event_open", "userfaultfd", "io_uring_setup", "io_uring_enter", "io_uring_register", "fanotify_init",
     # mounts, roots and namespaces
-    "mount", "umount", "umount2", "move_mount", "fsopen", "fsconfig", "fsmount", "fspick", "open_tree",
+    "mount", "umount2", "move_mount", "fsopen", "fsconfig", "fsmount", "fspick", "open_tree",
     "mount_setattr", "pivot_root", "chroot", "unshare", "setns", "open_by_handle_at",
     # the box as a whole
     "kexec_load", "kexec_file_load", "init_module", "finit_module", "delete_module", "create_module", "reboot",
