@@ -7,10 +7,10 @@ PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test check bench fault soak test-all venv clean
+.PHONY: help demo test check bench fault fault-proof soak test-all venv clean
 
 help:  ## list these targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED)  ## start a daemon, deploy an agent, see three runs share one process's memory
 	@.ci/setup packages bubblewrap libseccomp2 curl
@@ -32,6 +32,10 @@ bench: $(INSTALLED)  ## the table of the performance budget, each row beside its
 fault: $(INSTALLED)  ## the fault tests in their long form
 	@.ci/setup packages bubblewrap libseccomp2 curl jq socat
 	@$(PYTEST) tests/fault
+
+fault-proof: $(INSTALLED)  ## take the handling of faults out, one by one, and see their tests fail (about 8 minutes)
+	@.ci/setup packages bubblewrap curl jq socat
+	@$(PY) -m tests.fault.taken_out
 
 soak: $(INSTALLED)  ## kill the daemon 200 times and workers 500 times under load (about 8 minutes)
 	@.ci/setup packages bubblewrap libseccomp2

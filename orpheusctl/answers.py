@@ -90,6 +90,12 @@ def _rollback(answer: Result, _: Namespace, output: Output) -> None:
     output.line(f"rolled {answer['name']} back from version {answer['from']} to {answer['version']}")
 
 
+def _reload(answer: Result, _: Namespace, output: Output) -> None:
+    after = "" if answer["before"] == answer["version"] else f" after {answer['before']}"
+    output.line(f"reloaded: version {answer['version']}{after}, pid {answer['pid']}, "
+                f"callers waited {answer['paused_s']} s")
+
+
 def _session_end(answer: Result, _: Namespace, output: Output) -> None:
     output.line(f"ended {answer['id']}")
 
@@ -126,6 +132,7 @@ _SHOW = {
     "undeploy": _undeploy,
     "restart": _restart,
     "rollback": _rollback,
+    "reload": _reload,
     "session show": _facts,
     "session end": _session_end,
     "stats": _facts,

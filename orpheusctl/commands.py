@@ -249,12 +249,12 @@ COMMANDS: tuple[Command, ...] = (
         "Prints the latest lines that the agent's workers wrote to stdout and stderr: time, worker, run, session, "
         "stream and text, separated by tabs when stdout is not a terminal. Control characters are shown as \\x1b; "
         "with --json, each line is a row as JSON, with the exact text.\n"
-        "-f goes on with new lines until Ctrl-C (exit code 130) or until the daemon stops (69).",
+        "-f goes on with new lines until Ctrl-C (exit code 130) or until the daemon stops (69) or reloads (75).",
         (NAME, Argument("follow", "stream", ("-f", "--follow"), switch=True),
          Argument("limit", "limit", ("-n", "--lines"), "N"), Argument("run_id", "run_id", ("--run",), "ID"),
          Argument("session_id", "session_id", ("--session",), "ID"), JSON._replace(help="print each line as JSON")),
         (Example("orpheusctl logs my-agent -n 20 --session user-123", ""), Example("orpheusctl logs my-agent -f", "")),
-        ("not-found", "cancelled"), module="logs"),
+        ("not-found", "cancelled", "draining"), module="logs"),
     Command(
         "stats", "agent.stats",
         "Shows an agent's counts since the daemon started, and what its processes use now.",
@@ -266,6 +266,17 @@ COMMANDS: tuple[Command, ...] = (
         "aside) is said on stderr as well, a line each, and is the list `problems` with --json; so is each wall that "
         "this host cannot give, `isolation_weaknesses`.",
         (JSON,), (Example("orpheusctl status", ""),)),
+    Command(
+        "reload", "reload",
+        "Makes the daemon execute itself anew, as it is on disk now, with the settings as they are now: for an "
+        "upgrade, or after a change of the settings file. Its pid, its sockets, its connections, the workers and what "
+        "they remember stay; who asks for something meanwhile waits. Answers when the new daemon serves.\n"
+        "The settings and the program are tried first: when they would not start, this is refused (conflict) and "
+        "nothing changes. SIGHUP does the same; then the log has the answer. A run that is not over within the "
+        "daemon's stop_timeout_s goes on, and its caller is told `draining`: `orpheusctl attach RUN` waits for its "
+        "end.",
+        (JSON,), (Example("orpheusctl reload", "reloaded: version 0.1.0, pid 4711, callers waited 0.6 s"),),
+        ("conflict",)),
     Command(
         "workspace path", "workspace.info",
         "Prints the path of the agent's workspace on this machine and nothing else.",
@@ -300,7 +311,7 @@ MEANINGS: dict[str, str] = {
     "worker-crashed": "the worker died during the run",
     "overloaded": "the agent's queue is full",
     "session-queue-full": "the session's queue is full",
-    "draining": "the daemon or the agent is stopping",
+    "draining": "the daemon or the agent is stopping, or the daemon reloads",
     "quarantined": "refused for a while: its runs kept killing workers",
     "timed-out": "not done in time",
     "cancelled": "cancelled, or Ctrl-C",

@@ -7,40 +7,38 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import orpheusd
 from orpheusd import failpoints
-from orpheusd.config import ISOLATIONS, LOG_FORMATS, LOG_LEVELS, Config, load
+from orpheusd.config import ISOLATIONS, LOG_FORMATS, LOG_LEVELS, Config, load, take_handover
 from orpheusd.errors import EXIT_FAULT, CannotStart, OrpheusError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
+    left = take_handover()
     try:
         config = load(vars(args))
         if args.check:
+            _import_daemon()
             print(f"the settings are good: state {config.state_dir}, runtime {config.runtime_dir}, "
                   f"http {config.http or 'off'}, isolation {config.isolation}")
             return 0
         _set_up_logging(config)
         failpoints.arm(config.failpoints)
-        _run(config)
+        _run(config, lambda: load(vars(args)), left)
     except OrpheusError as error:
         print(f"orpheusd: {error.message}", file=sys.stderr)
         return error.exit_code if isinstance(error, CannotStart) else error.outcome.exit_code
 
 
-def _run(config: Config) -> NoReturn:
-    # here, so that --help and --check stay quick
-    import uvloop  # noqa: PLC0415
-
-    from orpheusd.daemon import serve  # noqa: PLC0415
-
+def _run(config: Config, configure: Callable[[], Config], left: int | None) -> NoReturn:
+    new_event_loop, serve = _import_daemon()
     try:
-        code = asyncio.Runner(loop_factory=uvloop.new_event_loop).run(serve(config))
+        code = asyncio.Runner(loop_factory=new_event_loop).run(serve(config, configure, left))
     except OrpheusError:
         raise
     except Exception:
@@ -50,6 +48,15 @@ def _run(config: Config) -> NoReturn:
     # to wait for it, however long it takes.
     logging.shutdown()
     os._exit(code)
+
+
+def _import_daemon() -> tuple[Any, Any]:
+    """The loop and the daemon that runs on it; not at the top, so that --help stays quick."""
+    import uvloop  # noqa: PLC0415
+
+    from orpheusd.daemon import serve  # noqa: PLC0415
+
+    return uvloop.new_event_loop, serve
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--log-level", choices=LOG_LEVELS, help="default: info")
     parser.add_argument("--log-format", choices=LOG_FORMATS, help="default: text")
     parser.add_argument("--debug", action="store_true", default=None, help="check the core's invariants at every step")
-    parser.add_argument("--check", action="store_true", help="check the settings and exit")
+    parser.add_argument("--check", action="store_true", help="check the settings and the installation, and exit")
     parser.add_argument("--version", action="version", version=f"orpheusd {orpheusd.__version__}")
     return parser
 

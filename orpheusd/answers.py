@@ -9,16 +9,13 @@ from typing import Any, Protocol
 
 import orjson
 
-from orpheusd.core.effects import Why
 from orpheusd.core.events import RunRequested
 from orpheusd.errors import OrpheusError
-from orpheusd.outcome import Outcome
+from orpheusd.outcome import NO_WHY, Outcome
 from orpheusd.runlog.rows import RunDetail
 
 #: Events of a stream that may wait for its run to be written, which takes milliseconds.
 EARLY_EVENTS = 1000
-#: The log does not keep why a worker was chosen, and no answer tells it.
-_NO_WHY = Why("", "", 0.0, 0, None)
 
 
 class Call(Protocol):
@@ -143,4 +140,4 @@ def outcome_of(detail: RunDetail) -> Outcome:
     return Outcome(
         run.run_id, run.state, run.code or "", run.error_message or "", detail.result or b"",
         {name: text for name, text in error.items() if text is not None}, run.worker_id, run.session_id, run.context,
-        run.turn or 0, (run.duration_us or 0) / 1000, run.exit_cause or "", _NO_WHY, 0.0, {})
+        run.turn or 0, (run.duration_us or 0) / 1000, run.exit_cause or "", NO_WHY, 0.0, {})

@@ -23,6 +23,9 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
 DURABILITIES = ("os", "disk")
 
+#: Where the next image of a daemon that reloads finds what it is handed; see `orpheusd.handover`.
+HANDOVER = "ORPHEUS_HANDOVER"
+
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -52,6 +55,17 @@ class Config:
     @property
     def control_socket(self) -> Path:
         return self.runtime_dir / "ctl.sock"
+
+
+def take_handover() -> int | None:
+    """The descriptor of what an earlier image of this process hands over. No child of ours shall find it."""
+    text = os.environ.pop(HANDOVER, "")
+    return int(text) if text.isdigit() else None
+
+
+def environ_with(handover: int) -> dict[str, str]:
+    """Our environment for the next image, with the descriptor of what it is handed."""
+    return {**os.environ, HANDOVER: str(handover)}
 
 
 def _switch(text: str) -> bool:

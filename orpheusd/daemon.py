@@ -1,4 +1,7 @@
-"""The daemon: puts the parts together in order, waits for a reason to stop, and takes them apart in order."""
+"""The daemon: puts the parts together in order, waits for a reason to stop, and takes them apart in order.
+
+Or it takes them half apart and executes itself anew; what must not close meanwhile is handed to the next image.
+"""
 
 import asyncio
 import fcntl
@@ -7,13 +10,16 @@ import os
 import resource
 import secrets
 import signal
+import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import IO
 
-from orpheusd.config import Config
+import orpheusd
+from orpheusd.config import Config, environ_with
 from orpheusd.core import effects as ef
 from orpheusd.core.pool import Policy
 from orpheusd.deploy.versions import VersionStore
@@ -24,11 +30,15 @@ from orpheusd.doors.place import check_place
 from orpheusd.engine import Engine
 from orpheusd.errors import EXIT_FAULT, AlreadyRunning, OrpheusError
 from orpheusd.failpoints import reached
+from orpheusd.handover import Handover, pack, unpack
 from orpheusd.lag import LoopLag
 from orpheusd.logs import AgentLogs
 from orpheusd.process.child import kill_leftovers
+from orpheusd.process.image import become
+from orpheusd.process.inherited import reap_inherited
 from orpheusd.process.sandbox import detect, find_interpreter, make_lib_dir
 from orpheusd.recorder import Recorder
+from orpheusd.reload import Reload
 from orpheusd.remembered import Remembered
 from orpheusd.runlog.settings import Settings
 from orpheusd.runs import Runs
@@ -36,12 +46,13 @@ from orpheusd.service import Service
 
 log = logging.getLogger(__name__)
 
+RELOAD = signal.SIGHUP
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 #: Signals that would end a process that does not expect them. Nobody has a reason to send one, and nobody's mistake
 #: shall stop the daemon. Those that say that the process is broken (SIGSEGV, SIGABRT, ...) do end it.
 IGNORED = (
-    signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGIO,
-    signal.SIGPWR, signal.SIGSTKFLT, signal.SIGXCPU,
+    signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGIO, signal.SIGPWR,
+    signal.SIGSTKFLT, signal.SIGXCPU,
 )  # fmt: skip
 
 #: After the last grace: what was killed is mourned (its last words take half a second), and its runs are answered.
@@ -54,22 +65,33 @@ MONITOR_PERIOD_S = 2.0
 MONITOR_LEAST_S = 0.05
 
 
-async def serve(config: Config) -> int:
-    """Run until a signal says stop. Returns the exit code. Raises OrpheusError when it cannot start."""
+async def serve(config: Config, configure: Callable[[], Config], left: int | None) -> int:
+    """Run until a signal says stop. Returns the exit code. Raises OrpheusError when it cannot start.
+
+    `configure` reads the settings again; `left` is the descriptor of what an earlier image of this process has left.
+    """
     _allow_descriptors()
     loop = asyncio.get_running_loop()
     failed: asyncio.Future[BaseException] = loop.create_future()
     loop.set_exception_handler(lambda _loop, context: _fail(failed, context))
-    stop = StopSignals()
-    with _lock(config.state_dir), _lock(config.runtime_dir):
+    handed = unpack(left) if left is not None else None
+    if left is not None:
+        reap_inherited([door.pid for door in handed.doors] if handed is not None else ())
+    stop = Signals()
+    with (_lock(config.state_dir, handed.state_lock if handed is not None else None) as state_lock,
+          _lock(config.runtime_dir, handed.runtime_lock if handed is not None else None) as runtime_lock):
         reached("daemon-locked")
-        # a door that has not noticed yet that its daemon was killed still holds the port
-        await kill_leftovers(tag_of(config.runtime_dir))
-        daemon = Daemon(config)
+        if handed is None:
+            # a door that has not noticed yet that its daemon was killed still holds the port
+            await kill_leftovers(tag_of(config.runtime_dir))
+        daemon = Daemon(config, Reload(config, configure), handed)
         try:
             await daemon.open()
             failed.add_done_callback(lambda _: stop.asked.set())
-            await stop.asked.wait()
+            while not stop.asked.is_set():
+                await daemon.attend(stop)
+                if not stop.asked.is_set():
+                    await daemon.reload(stop, state_lock.fileno(), runtime_lock.fileno())
             if failed.done():
                 # half a daemon is worse than none: it goes, and whoever supervises us starts a whole one, for which
                 # the workers wait with what is in them
@@ -79,31 +101,58 @@ async def serve(config: Config) -> int:
         return EXIT_FAULT if failed.done() else 0
 
 
-class StopSignals:
-    """SIGTERM and SIGINT as two flags: the first asks to stop, each later one not to wait for runs."""
+class Signals:
+    """SIGTERM and SIGINT as two flags: the first asks to stop, each later one not to wait for runs; SIGHUP as a third:
+    it asks for a reload. Those that came while this image was not there yet have waited.
+    """
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
         self.asked_again = asyncio.Event()
+        self.reload = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in STOPPING:
             loop.add_signal_handler(number, self._heard)
         for number in IGNORED:
             # not SIG_IGN, which everything that is executed would inherit
             loop.add_signal_handler(number, _ignore)
+        loop.add_signal_handler(RELOAD, self.reload.set)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {RELOAD, *STOPPING, *IGNORED})
+
+    def keep(self) -> None:
+        """Let what comes from now on wait for the next image, which it would end before that has handlers.
+
+        A thread that does not block it may take it for us; then it is sent to this thread, which does.
+        """
+        numbers = {RELOAD, *STOPPING, *IGNORED}
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        for number in numbers:
+            signal.signal(number, lambda number, _frame: signal.raise_signal(number))
+
+    def pass_on(self) -> None:
+        """To be called last: what was heard and not acted on is the next image's to hear."""
+        if self.asked.is_set():
+            signal.raise_signal(STOPPING[0])
 
     def _heard(self) -> None:
         (self.asked_again if self.asked.is_set() else self.asked).set()
 
 
 class Daemon:
-    """Everything one daemon has. Invariant: `close` undoes `open`, in reverse, also when that was not finished."""
+    """Everything one daemon has. Invariant: `close` undoes `open`, in reverse, also when that was not finished.
+    `handed` is what an earlier image of this process has left.
+    """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, reload: Reload, handed: Handover | None) -> None:
         self._config = config
+        self._reload = reload
+        self._handed = handed
         # before anything is started: what cannot work must not leave anything behind
         check_place(config.control_socket)
-        self._http = bind(config.http) if config.http is not None else None
+        self._http = None
+        if config.http is not None:
+            listening = handed.http if handed is not None else None
+            self._http = bind(config.http) if listening is None else socket.socket(fileno=listening)
         self._isolation = detect(config.isolation)
         lib = make_lib_dir(config.runtime_dir / "lib")
         store = VersionStore(config.state_dir)
@@ -121,9 +170,9 @@ class Daemon:
         self._deployments = Deployments(store, self._engine, config, self._isolation, self._remembered)
         self._runs = Runs(self._engine, self._recorder)
         self._lag = LoopLag()
-        service = Service(config, self._isolation, self._engine, self._deployments, store, self._logs, self._recorder,
-                          self._runs, self._lag)
-        self._control = ControlDoor(service, config.admin_group)
+        self._service = Service(config, self._isolation, self._engine, self._deployments, store, self._logs,
+                                self._recorder, self._runs, self._lag, reload)
+        self._control = ControlDoor(self._service, config.admin_group)
         self._fronts = (FrontDoors(self._control, self._http, config.http_doors, config.grace_s,
                                    tag_of(config.runtime_dir))
                         if self._http is not None else None)
@@ -140,14 +189,64 @@ class Daemon:
         self._recorder.give_up_unfinished(self._deployments.deployed)
         # before anybody can ask for more: those who were accepted first are first
         self._runs.queue_again()
-        await self._control.open(config.control_socket)
+        handed = self._handed
+        await self._control.open(config.control_socket, handed.control if handed is not None else None)
         if self._fronts is not None:
-            self._fronts.open()
+            self._fronts.open(handed.doors if handed is not None else ())
+        if handed is not None:
+            await self._resume(handed)
         reached("daemon-doors-open")
         self._sample()
         self._lag.start()
         log.info("ready: control socket %s, http %s, isolation %s, agents %d", config.control_socket,
                  config.http or "off", self._isolation.mode, len(self._deployments.deployed))
+
+    async def _resume(self, handed: Handover) -> None:
+        """Go on with the clients of the image before."""
+        paused_s = round(time.monotonic() - handed.paused_at, 3)
+        self._control.reloaded = {
+            "pid": os.getpid(), "version": orpheusd.__version__, "before": handed.version, "paused_s": paused_s}
+        await self._control.resume(handed.clients)
+        log.info("reloaded: version %s after %s; callers waited %g s", orpheusd.__version__, handed.version, paused_s)
+
+    async def attend(self, signals: Signals) -> None:
+        """Returns when a stop is asked for, or a reload that can be."""
+        while not signals.asked.is_set() and not self._reload.granted.is_set():
+            await _first_of(None, signals.asked, signals.reload, self._reload.granted)
+            if signals.reload.is_set():
+                signals.reload.clear()
+                self._reload.ask_soon()
+
+    async def reload(self, signals: Signals, state_lock: int, runtime_lock: int) -> None:
+        """Become the program as it is on disk now. Returns only when a stop is asked for meanwhile.
+
+        Callers wait: for the stop timeout at most until what they have asked is answered, then for the next image.
+        """
+        config, paused_at = self._config, time.monotonic()
+        log.info("reloading: callers have %g s to be answered", config.stop_timeout_s)
+        self._control.hold()
+        self._service.let_followers_go()
+        self._runs.let_watchers_go()
+        await _first_of(config.stop_timeout_s, self._control.answered, signals.asked)
+        if signals.asked.is_set():
+            return
+        signals.keep()
+        await self._engine.hold(LAST_S)
+        await self._control.let_go(LAST_S)
+        await self._write_down()
+        # from here on nothing turns: what is heard now is not recorded, and the next image hears it again
+        control, clients = self._control.hand_over()
+        left = pack(Handover(
+            orpheusd.__version__, paused_at, state_lock, runtime_lock, control,
+            self._http.fileno() if self._http is not None else None, clients,
+            self._fronts.hand_over() if self._fronts is not None else []))
+        signals.pass_on()
+        try:
+            become(environ_with(left))
+        except OSError as error:
+            # the log is closed: what can be done now is what a killed daemon does, and the next one has everything
+            log.critical("cannot execute the daemon anew: %s", error)
+            os._exit(EXIT_FAULT)
 
     async def close(self, hurry: asyncio.Event) -> None:
         """Let runs finish for the stop timeout, or until `hurry`; then cancel them, and be gone within a grace and a
@@ -219,10 +318,11 @@ class Daemon:
         self._engine.processes.monitor.sample_next(self._engine.now())
 
 
-async def _first_of(timeout_s: float, *events: asyncio.Event) -> None:
+async def _first_of(timeout_s: float | None, *events: asyncio.Event) -> None:
     """Returns when one of the events is set, or after `timeout_s`."""
     waits = [asyncio.ensure_future(event.wait()) for event in events]
-    await asyncio.wait(waits, timeout=max(timeout_s, 0), return_when=asyncio.FIRST_COMPLETED)
+    timeout_s = None if timeout_s is None else max(timeout_s, 0)
+    await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
         wait.cancel()
 
@@ -259,10 +359,16 @@ def _log_failed(loop: asyncio.AbstractEventLoop, reason: str) -> None:
             "message": "the run log has failed for good; no more runs are accepted", "exception": LogFailed(reason)})
 
 
-def _lock(directory: Path) -> IO[str]:
-    """Holds the state or runtime directory while it is open. Raises AlreadyRunning when another daemon has it."""
+def _lock(directory: Path, held: int | None) -> IO[str]:
+    """Holds the state or runtime directory while it is open. Raises AlreadyRunning when another daemon has it.
+
+    `held` is the lock as an earlier image of this process had it: it was never anybody else's.
+    """
     _private(directory)
-    lock = (directory / "lock").open("a+")
+    path = directory / "lock"
+    if held is not None and path.exists() and path.samefile(f"/proc/self/fd/{held}"):
+        return os.fdopen(held, "a+")
+    lock = path.open("a+")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

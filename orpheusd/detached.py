@@ -69,6 +69,15 @@ class WriteAhead:
             del self._held[run_id]
         return lost
 
+    def began(self, run_id: str) -> bool:
+        """Whether the log was told that this run starts."""
+        return run_id in self._begun
+
+    @property
+    def waits(self) -> bool:
+        """Whether a run is on its way whose start is not written yet."""
+        return bool(self._held)
+
     def ended(self, run_id: str) -> bool:
         """Forget the run. Whether the log was ever told that it has started."""
         self._held.pop(run_id, None)

@@ -26,7 +26,7 @@ from orpheusd.core.supervisor import Supervisor
 from orpheusd.detached import WriteAhead, never_began, options_of
 from orpheusd.errors import OrpheusError
 from orpheusd.failpoints import reached
-from orpheusd.outcome import Outcome
+from orpheusd.outcome import RELOADED, Outcome, unawaited
 from orpheusd.pending import Pending
 from orpheusd.process.holdings import Session
 from orpheusd.process.plan import Plan
@@ -86,6 +86,7 @@ class Engine:
         self.stopped = asyncio.Event()
         self.explanations = Explanations()
         self.ends, self.acceptances = Commits(), Commits()
+        self._held, self._handed_out = False, asyncio.Event()
         self._write_ahead = WriteAhead(self.processes.run)
         self._loop = asyncio.get_running_loop()
         self._unacknowledged: dict[str, str] = {}
@@ -192,6 +193,24 @@ class Engine:
         for run_id in list(self.supervisor.runs):
             self.feed(ev.CancelRequested(run_id))
 
+    async def hold(self, timeout_s: float) -> None:
+        """Begin no detached run any more, and let nobody wait for the others: the next image of this daemon has all of
+        them from the log and from the workers. Returns when workers have what they were told, or after `timeout_s`.
+        """
+        self._held = True
+        for run_id, pending in list(self.pending.items()):
+            run = self.supervisor.runs.get(run_id)
+            if run is None or pending.detached:
+                continue
+            self.pending[run_id] = pending._replace(on_outcome=lambda _outcome: None, on_event=None)
+            pending.on_outcome(unawaited(run, self.now()))
+            if run.worker is None:
+                self.feed(ev.CancelRequested(run_id))
+        self._handed_out.clear()
+        if self._write_ahead.waits:
+            await asyncio.wait([self._loop.create_task(self._handed_out.wait())], timeout=timeout_s)
+        await self.processes.flush(timeout_s)
+
     @contextlib.contextmanager
     def verdict(self, request: str) -> Iterator["asyncio.Future[Verdict]"]:
         """A future for the supervisor's verdict on `request`, which must be fed inside the `with`."""
@@ -222,6 +241,8 @@ class Engine:
 
     def _dispatch(self, effect: ef.Dispatch) -> None:
         pending = self.pending[effect.run]
+        if self._keeps_queued(effect.run, pending):
+            return
         fields = {
             "run_id": effect.run, "session_id": effect.session, "context": effect.context, "turn": effect.turn,
             "timeout_s": effect.timeout_s, "stream": pending.on_event is not None,
@@ -237,6 +258,9 @@ class Engine:
             self._remembered.begun(worker.agent, effect.session, effect.turn - 1, effect.worker)
 
     def _cancel(self, effect: ef.CancelRun) -> None:
+        pending = self.pending.get(effect.run)
+        if pending is not None and self._keeps_queued(effect.run, pending):
+            return
         if self._write_ahead.withdraw(effect.run):
             self._loop.call_soon(self._ended, effect.worker, never_began(effect.run, effect.reason))
         else:
@@ -257,6 +281,8 @@ class Engine:
             text = sentence(effect.code, error) or text
         if effect.state == "cancelled" and self.supervisor.stopping:
             text = STOPPING
+        elif effect.state == "cancelled" and self._held:
+            text = RELOADED
         black_box = self._relay.black_boxes.of(effect.worker, effect.cause) if effect.worker and effect.cause else {}
         outcome = Outcome(
             effect.run, effect.state, effect.code, text, b"" if effect.code else said, error, effect.worker,
@@ -280,7 +306,11 @@ class Engine:
     def _left_for_later(self, effect: ef.Resolve) -> bool:
         """Whether a detached run that is over here stays `queued` in the log: the next daemon will execute it."""
         begun = self._write_ahead.ended(effect.run)
-        return self.supervisor.stopping and effect.code == "draining" and not begun
+        return not begun and (self._held or (self.supervisor.stopping and effect.code == "draining"))
+
+    def _keeps_queued(self, run_id: str, pending: Pending) -> bool:
+        """Whether the run stays `queued` in the log, for the next image, whatever the supervisor makes of it here."""
+        return self._held and pending.detached and not self._write_ahead.began(run_id)
 
     def _end_session(self, effect: ef.EndSession) -> None:
         self._remembered.ended(effect.agent, effect.session)
@@ -313,6 +343,8 @@ class Engine:
 
     def started_written(self, run_ids: list[str]) -> None:
         self._write_ahead.written(run_ids)
+        if not self._write_ahead.waits:
+            self._handed_out.set()
 
     def log_failed(self) -> None:
         self.ends.failed()

@@ -204,6 +204,8 @@ OPERATIONS: tuple[Operation, ...] = (
               ("DELETE", "/v1/agents/{agent}/workspace"), "workspace clean"),
     Operation("status", Access.READ, "show the daemon: version, uptime, isolation, agents", (),
               ("GET", "/v1/status"), "status"),
+    Operation("reload", Access.ADMIN, "execute the daemon anew, as it is on disk now, while callers wait", (),
+              ("POST", "/v1/reload"), "reload"),
     Operation("health", Access.READ, "answer whether the engine turns", (), ("GET", "/v1/health"), ""),
     Operation("metrics", Access.READ, "counts for Prometheus, as text", (), ("GET", "/metrics"), ""),
 )

@@ -51,6 +51,41 @@ So the process is gone at most `grace_s` and a second after runs are over, have 
 waited for. Only a disk that does not keep up is given longer, because what is not written then is lost:
 `stop_timeout_s` for the sessions and as much for the run log.
 
+## Reloading and upgrading
+
+`orpheusctl reload`, or SIGHUP, makes the daemon execute itself anew in the same process: what is installed now, with
+the flags and the environment it was started with and the settings file as it is now. So an upgrade is
+
+```console
+$ pip install --upgrade orpheus     # into the environment that the daemon runs in
+$ orpheusctl reload
+reloaded: version 0.1.0, pid 4711, callers waited 0.6 s
+```
+
+What callers see of it is a pause:
+
+1. The settings and the program are tried first (`orpheusd --check`). When they would not start the daemon, or
+   `state_dir`, `runtime_dir`, `http` or `http_doors` would change, the reload is refused with what was said, and
+   nothing changes. After SIGHUP the log has it.
+2. Nothing more is read and nobody is accepted: requests wait in their connections, and new connections in the
+   listening sockets. What has begun is answered; runs have `stop_timeout_s` (10 s) for that. Those who only watch
+   (`logs -f`, `show --wait`, a second request under an idempotency key) are let go at once; `attach` asks again by
+   itself.
+3. Whoever is not answered by then is told `draining`. A run that was started goes on, and `orpheusctl attach RUN` or
+   `GET /v1/runs/RUN?wait=30` tells its end; one that waits is cancelled, because its caller will ask again; a
+   detached one stays in the log and is executed after the reload. An operation such as a deploy is undone.
+4. What is known is written down, and the daemon executes the new program. The directories stay locked, and the
+   listening sockets, the connections and the front doors go over to it: a client keeps its connection, over HTTP too.
+   Templates and workers dial again as they do when a daemon was killed; what they remember stays.
+
+A SIGTERM in step 2 stops the daemon instead; later signals wait for the new program, a second SIGHUP too. The pieces
+of an upload belong to the program that took them: a deploy that is still uploading is refused after a reload and has
+to be sent again. The front doors go on with the code that they were started with; one that is told to go (SIGTERM) is
+replaced by one of the new code.
+
+Only when the program cannot be executed although its trial went well does the daemon end, with {fault} and as if it
+had been killed: workers wait for the next one for `orphan_ttl_s`.
+
 Other signals mean nothing and are ignored, however many come, but for those that say that the process is broken
 (SIGQUIT, SIGSEGV, SIGABRT and their like), which end it at once, and those that suspend it.
 """

@@ -47,6 +47,11 @@ class Runs:
         self._engine = engine
         self._recorder = recorder
         self._keys = Keys()
+        self._reloading: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def let_watchers_go(self) -> None:
+        """Let nobody wait any longer for the end of another's run: the next image can be asked as well."""
+        _set(self._reloading, True)
 
     def run(self, call: Call, params: Params, session_id: str | None) -> Coroutine[Any, Any, None] | None:
         """None, or a coroutine when the log must be asked first. `session_id` is the one of the whole request."""
@@ -86,7 +91,8 @@ class Runs:
         """What the log has of the run; with `wait_s`, once it has its end or so much time has passed."""
         if not wait_s:
             return described(await self._row(run_id))
-        return described(_found(run_id, await self._once(self._engine.ends, run_id, _is_over, wait_s)))
+        detail = await self._once(self._engine.ends, run_id, _is_over, wait_s, self._reloading)
+        return described(_found(run_id, detail))
 
     def queue_again(self) -> None:
         """Queue what an earlier daemon accepted and never started, in the order of its acceptance."""
@@ -169,10 +175,11 @@ class Runs:
             return
         if manner.stream:
             call.event(accepted(event.run))
-        detail = _found(event.run, await self._once(self._engine.ends, event.run, _is_over, None))
-        if detail.run.ended_at is None and self._engine.supervisor.stopping:
-            raise OrpheusError("draining", f"the daemon is stopping; run {event.run} is accepted and will be executed "
-                                           "when it is back: ask again then", {"request_id": event.run})
+        detail = _found(event.run, await self._once(
+            self._engine.ends, event.run, _is_over, None, self._reloading))
+        if detail.run.ended_at is None and (self._engine.supervisor.stopping or self._reloading.done()):
+            raise OrpheusError("draining", f"the daemon is stopping or reloading; run {event.run} is accepted: ask "
+                                           "again when the daemon is back", {"request_id": event.run})
         answer_run(call, outcome_of(detail))
 
     def _bind(self, agent: str, run_id: str, key: Key, claim: Claim) -> None:
@@ -197,9 +204,11 @@ class Runs:
         return run_id in self._engine.supervisor.runs
 
     async def _once(
-        self, commits: Commits, run_id: str, enough: Callable[[RunDetail | None], bool], wait_s: float | None
-    ) -> RunDetail | None:
-        """The run's row as soon as it is `enough`, which `commits` will tell; at the latest after `wait_s` seconds."""
+        self, commits: Commits, run_id: str, enough: Callable[[RunDetail | None], bool], wait_s: float | None,
+        no_longer: "asyncio.Future[None] | None" = None,
+    ) -> RunDetail | None:  # fmt: skip
+        """The run's row as soon as it is `enough`, which `commits` will tell; at the latest after `wait_s` seconds, or
+        when `no_longer` is done."""
         told = asyncio.get_running_loop().create_future()
         waiter = partial(_set, told)
         # before the log is read: what is committed after that is told
@@ -209,7 +218,8 @@ class Runs:
             known = detail is not None or self._going(run_id) or run_id in self._engine.explanations
             if enough(detail) or not known:
                 return detail
-            await asyncio.wait([told], timeout=wait_s)
+            waits = [told] if no_longer is None else [told, no_longer]
+            await asyncio.wait(waits, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
             return await self._recorder.detail(run_id)
         finally:
             commits.forget(run_id, waiter)

@@ -9,7 +9,7 @@ import base64
 import binascii
 import os
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -29,6 +29,7 @@ from orpheusd.logs import AgentLogs, Row
 from orpheusd.operations import KINDS, SESSION_ID
 from orpheusd.process.sandbox import Isolation
 from orpheusd.recorder import Recorder
+from orpheusd.reload import RELOADING, Reload
 from orpheusd.runlog.queries import RunQuery
 from orpheusd.runs import Runs
 
@@ -46,7 +47,7 @@ class Service:
 
     def __init__(
         self, config: Config, isolation: Isolation, engine: Engine, deployments: Deployments, store: VersionStore,
-        logs: AgentLogs, recorder: Recorder, runs: Runs, lag: LoopLag,
+        logs: AgentLogs, recorder: Recorder, runs: Runs, lag: LoopLag, reload: Reload,
     ) -> None:  # fmt: skip
         self._config = config
         self._isolation = isolation
@@ -57,6 +58,8 @@ class Service:
         self._recorder = recorder
         self._runs = runs
         self._lag = lag
+        self._reload = reload
+        self._followers: set[Call] = set()
         self._started_at = time.monotonic()
 
     # Runs
@@ -195,8 +198,19 @@ class Service:
         for row in [*lines, *(row for row in early if row not in lines)]:
             tell(row)
         unfollow()
-        call.on_gone(self._logs.follow(name, tell))
+        follow = self._logs.follow(name, tell)
+        self._followers.add(call)
+        call.on_gone(partial(self._unfollow, call, follow))
         return None
+
+    def _unfollow(self, call: Call, unfollow: Callable[[], None]) -> None:
+        self._followers.discard(call)
+        unfollow()
+
+    def let_followers_go(self) -> None:
+        """Nobody may wait for a reload as long as they would."""
+        for call in list(self._followers):
+            call.refuse(OrpheusError("draining", RELOADING))
 
     async def workspace_info(self, call: Call, params: Params) -> dict[str, Any]:
         info = await asyncio.to_thread(self._store.workspace_info, params["agent"])
@@ -208,6 +222,10 @@ class Service:
                 "removed_bytes": done.size_bytes, "left": done.left}  # fmt: skip
 
     # The daemon
+
+    async def reload(self, call: Call, params: Params) -> None:
+        """Answered by the next image."""
+        await self._reload.ask()
 
     def status(self, call: Call, params: Params) -> dict[str, Any]:
         return {

@@ -181,6 +181,10 @@ class Daemon:
         self.process = None
         return code
 
+    def sweep(self) -> None:
+        """Kill what a daemon that died has left."""
+        self._bury(self.orphans())
+
     def restart(self) -> Self:
         self.stop()
         return self.start()
@@ -189,7 +193,7 @@ class Daemon:
         try:
             if self.process is not None:
                 self.stop()
-            self._bury(self.orphans())
+            self.sweep()
         finally:
             shutil.rmtree(self.directory, ignore_errors=True)
 

@@ -2,7 +2,7 @@
 
 A mark is a comment such as `# fault 16` or `# faults 43, 45`, above a test or in it; more may follow on its line.
 The page keeps its prose, one row a fault; the column of tests and the count above the table are made from the marks,
-and a `not yet` is taken out when a test has come.
+and a `not yet` is taken out when a test has come. How many handlings are taken out comes from their table.
 """
 
 import ast
@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.fault.handlings import HANDLINGS
+
 TESTS = Path(__file__).resolve().parent
 PAGE = TESTS.parent / "docs" / "faults.md"
 FAULTS = range(1, 81)
@@ -21,6 +23,7 @@ NOT_YET = "not yet"
 
 _MARK = re.compile(r"\bfaults? (\d+(?:(?:, | and )\d+)*)")
 _COUNT = re.compile(r"^\d+ of \d+ rows have a test", re.MULTILINE)
+_TAKEN_OUT = re.compile(r"\d+ handlings of \d+ rows")
 
 
 class Mark(NamedTuple):
@@ -92,7 +95,7 @@ def rows(page: str) -> list[Row]:
 
 
 def filled(page: str, covered: Mapping[int, tuple[str, ...]]) -> str:
-    """The page with its column of tests and its count made from the marks."""
+    """The page with its column of tests and its count made from the marks, and the count of handlings."""
     lines = []
     for line in page.splitlines(keepends=True):
         if found := rows(line):
@@ -103,7 +106,9 @@ def filled(page: str, covered: Mapping[int, tuple[str, ...]]) -> str:
             line = f"| {fault} | {what} | {right} | {tests} | {left} |\n"
         lines.append(line)
     count = sum(fault in covered for fault in FAULTS)
-    return _COUNT.sub(f"{count} of {len(FAULTS)} rows have a test", "".join(lines), count=1)
+    page = _COUNT.sub(f"{count} of {len(FAULTS)} rows have a test", "".join(lines), count=1)
+    taken_out = f"{len(HANDLINGS)} handlings of {len({handling.row for handling in HANDLINGS})} rows"
+    return _TAKEN_OUT.sub(taken_out, page, count=1)
 
 
 if __name__ == "__main__":

@@ -134,9 +134,9 @@ class Adopter:
             elif run.worker is worker:
                 run.deadline = now + unfinished.left_s
                 self._deadlines.arm(worker, run.deadline)
-                if run.stopping and not unfinished.over:
-                    # it was told while nobody could hear it
-                    reason, run.stopping = run.stopping, ""
+                # if it was told to stop meanwhile, nobody could hear it; and of its time the worker knows better
+                reason, run.stopping, run.kill_at = run.stopping, "", None
+                if reason == "cancelled" and not unfinished.over:
                     self._router.stop(run, reason, now)
 
     def awaits(self, agent: "Agent", template: Template) -> bool:
@@ -150,7 +150,7 @@ class Adopter:
 
     def over(self, agent: "Agent", now: float) -> None:
         """All were heard, or had their time: what nobody spoke for is settled, and sessions are where they are."""
-        adoption, agent.adoption = agent.adoption, None
+        adoption = agent.adoption
         if adoption is None:
             return
         for worker in [agent.workers[id] for id in sorted(adoption.workers)]:
@@ -160,8 +160,8 @@ class Adopter:
         for run in adoption.unfinished.values():
             self._give_up(agent, run, bool(adoption.workers or adoption.templates), now)
         agent.sessions.sort()
-        self._deadlines.arm(agent, now)  # sessions have not expired meanwhile
         self._versions.let_go(agent, now)
+        agent.adoption = None
         self._router.settled(agent, now)
 
     def _found(self, agent: "Agent", template: Template, id: str, now: float) -> Worker:

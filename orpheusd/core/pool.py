@@ -74,11 +74,13 @@ class Pool:
             self.versions.refuse(agent, message, now)
             return
         self._orders.kill_template(template, now)
-        self.versions.failed(agent, agent.template_slot, message, now)
+        if template is agent.current and not self.adopter.awaits(agent, template):
+            self.versions.failed(agent, agent.template_slot, message, now)
 
     def template_exited(self, agent: Agent, template: Template, cause: str, now: float) -> None:
+        silent = self.adopter.awaits(agent, template)
         self.adopter.gone(agent, template.id)
-        unasked = template.state in (ProcessState.STARTING, ProcessState.READY)
+        unasked = not silent and template.state in (ProcessState.STARTING, ProcessState.READY)
         template.move(ProcessState.EXITED)
         self._deadlines.forget(template)
         del self.templates[template.id]

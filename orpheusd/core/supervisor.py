@@ -88,6 +88,7 @@ class Supervisor:
         adoption = agent.adoption
         if adoption is not None and adoption.complete(now):
             self.pool.adopter.over(agent, now)
+            self._end_old_sessions(agent, now)
         if agent.unwanted or self.stopping:
             if self.pool.farewell(agent, now) and self.agents.get(agent.id) is agent:
                 del self.agents[agent.id]
@@ -325,13 +326,8 @@ class Supervisor:
                                  f"no worker was free for it within {now - run.queued_at:.3g} s", now)
         if agent.waiting:
             self.deadlines.arm(agent, min(run.queue_deadline for run in agent.waiting.values()))
-        ttl_s = agent.settings.session_ttl_s
         if agent.adoption is None:
-            for id in agent.sessions.expired(ttl_s, now, agent.lanes):
-                self.router.end_session(agent, id, "ttl")
-            expiry = agent.sessions.next_expiry(ttl_s, now, agent.lanes)
-            if expiry is not None:
-                self.deadlines.arm(agent, expiry)
+            self._end_old_sessions(agent, now)
         elif agent.adoption.deadline > now:
             self.deadlines.arm(agent, agent.adoption.deadline)
         if agent.state is AgentState.QUARANTINED:
@@ -339,6 +335,15 @@ class Supervisor:
                 self.pool.versions.release(agent)
             else:
                 self.deadlines.arm(agent, agent.quarantined_until)
+
+    def _end_old_sessions(self, agent: Agent, now: float) -> None:
+        """Not while the agent adopts: their homes may not hear of it."""
+        ttl_s = agent.settings.session_ttl_s
+        for id in agent.sessions.expired(ttl_s, now, agent.lanes):
+            self.router.end_session(agent, id, "ttl")
+        expiry = agent.sessions.next_expiry(ttl_s, now, agent.lanes)
+        if expiry is not None:
+            self.deadlines.arm(agent, expiry)
 
     # Small things
 

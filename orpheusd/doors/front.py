@@ -2,7 +2,8 @@
 
 Because the daemon holds the socket, a door that dies loses the requests it had and no others: connections wait
 in the socket until the next door accepts them. A door talks to the daemon over a socket pair that carries the
-rights to read and run, and nothing more. What a door does with HTTP is no business of this file.
+rights to read and run, and nothing more; it outlives the daemon's image, and its requests wait for the next one. What
+a door does with HTTP is no business of this file.
 """
 
 import asyncio
@@ -11,12 +12,15 @@ import logging
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from orpheusd.config import http_address
+from orpheusd.doors.connection import Connection
 from orpheusd.doors.control import ControlDoor
 from orpheusd.errors import AddressInUse, OrpheusError
+from orpheusd.handover import Door
 from orpheusd.operations import Access
 from orpheusd.process.child import Child
 from orpheusd.process.listeners import listener_on
@@ -69,15 +73,23 @@ class FrontDoors:
         self._sock = sock
         self._count = count
         self._grace_s = grace_s
-        self._children: set[Child] = set()
+        self._children: dict[Child, Connection | None] = {}
         self._keepers: list[asyncio.Task[None]] = []
         self._closing = asyncio.Event()
 
-    def open(self) -> None:
+    def open(self, handed: Sequence[Door] = ()) -> None:
+        """`handed` are the doors of an earlier image of this daemon."""
         loop = asyncio.get_running_loop()
-        self._keepers = [loop.create_task(self._keep()) for _ in range(self._count)]
+        doors = [*handed, *[None] * (self._count - len(handed))]
+        self._keepers = [loop.create_task(self._keep(door)) for door in doors]
         for keeper in self._keepers:
             keeper.add_done_callback(must_not_fail)
+
+    def hand_over(self) -> list[Door]:
+        """The doors that go on."""
+        handed = [(child.pid, connection.hand_over())
+                  for child, connection in self._children.items() if connection is not None]
+        return [Door(pid, client) for pid, client in handed if client is not None]
 
     async def close(self, timeout_s: float) -> None:
         """Ask the doors to finish what they have, and kill those that are there after `timeout_s`."""
@@ -94,15 +106,16 @@ class FrontDoors:
                 child.signal(signal.SIGKILL)
             await asyncio.wait(late, timeout=LATE_S)
 
-    async def _keep(self) -> None:
+    async def _keep(self, handed: Door | None) -> None:
         loop = asyncio.get_running_loop()
         delay_s = RESTART_FIRST_S
         while not self._closing.is_set():
             started_at = loop.time()
             try:
-                code: int | OSError = await self._serve()
+                code: int | OSError = await self._serve(handed)
             except OSError as error:
                 code = error
+            handed = None
             if self._closing.is_set():
                 return
             delay_s = RESTART_FIRST_S if loop.time() - started_at > WELL_S else min(delay_s * 2, RESTART_MOST_S)
@@ -110,23 +123,28 @@ class FrontDoors:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), delay_s)
 
-    async def _serve(self) -> int:
+    async def _serve(self, handed: Door | None) -> int:
         """One door, from its start to its end. Raises OSError when it cannot be started."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            fds = (self._sock.fileno(), theirs.fileno())
-            argv = [sys.executable, "-m", "orpheusd.doors.http", f"--listen-fd={fds[0]}", f"--control-fd={fds[1]}",
-                    f"--limit=grace_s={self._grace_s}"]
-            child = Child(argv, fds, self._tag)
-        self._children.add(child)
+        child, ours = self._start() if handed is None else (Child(handed.pid), socket.socket(fileno=handed.client.fd))
+        self._children[child] = None
         try:
             ours.setblocking(False)
-            await self._control.adopt(ours, "http", Access.RUN)
+            self._children[child] = await self._control.adopt(
+                ours, "http", Access.RUN, handed.client if handed is not None else None)
         except BaseException:
             ours.close()
             child.signal(signal.SIGKILL)
             raise
         finally:
             code = await child.wait()
-            self._children.discard(child)
+            del self._children[child]
         return code
+
+    def _start(self) -> tuple[Child, socket.socket]:
+        """A new door and our end of its connection."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            fds = (self._sock.fileno(), theirs.fileno())
+            argv = [sys.executable, "-m", "orpheusd.doors.http", f"--listen-fd={fds[0]}", f"--control-fd={fds[1]}",
+                    f"--limit=grace_s={self._grace_s}"]
+            return Child.start(argv, fds, self._tag), ours

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from orpheusd.errors import OrpheusError
 SUN_PATH_BYTES = 107
 #: What a template's own socket adds to the runtime directory: `/t/t-` and 6 digits, a number, `/worker.sock`.
 TEMPLATE_BYTES = len("/t/t-abcdef-9999999/worker.sock")
+
+#: Connections that wait to be accepted, while the daemon is busy or executes itself anew.
+BACKLOG = 512
 
 #: Behind the socket's name until it is right. One name for all: who makes it holds the directory's lock.
 _NEW = ".new"
@@ -26,17 +30,23 @@ def check_place(path: Path) -> None:
         raise OrpheusError("conflict", f"{path} exists and is not a socket; move it away")
 
 
-async def listen(path: Path, client: Callable[[], asyncio.Protocol], gid: int | None) -> asyncio.AbstractServer:
+async def listen(
+    path: Path, client: Callable[[], asyncio.Protocol], gid: int | None, listening: int | None = None
+) -> asyncio.Server:
     """A server on `path`, in place of a socket that nobody serves; for `gid`, if there is one, besides the owner.
 
-    Never connectable with a wrong mode: bound under a temporary name, and renamed once it is right.
+    Never connectable with a wrong mode: bound under a temporary name, and renamed once it is right. `listening` is
+    one that has been there all the time.
     """
+    if listening is not None:
+        return await asyncio.get_running_loop().create_unix_server(
+            client, sock=socket.socket(fileno=listening), backlog=BACKLOG)
     temporary = path.with_name(path.name + _NEW)
     temporary.unlink(missing_ok=True)
     umask = os.umask(0o177)
     try:
         server = await asyncio.get_running_loop().create_unix_server(
-            client, str(temporary), backlog=512, start_serving=False)
+            client, str(temporary), backlog=BACKLOG, start_serving=False)
     finally:
         os.umask(umask)
     if gid is not None:

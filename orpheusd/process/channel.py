@@ -48,6 +48,7 @@ class Channel(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._hello_timer: asyncio.TimerHandle | None = None
         self._broken = False
+        self._flushed: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -72,7 +73,12 @@ class Channel(asyncio.Protocol):
         for message in messages:
             self._listener.heard(self, message)
 
+    def resume_writing(self) -> None:
+        if self._flushed is not None and not self._flushed.done():
+            self._flushed.set_result(None)
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self.resume_writing()
         self.met()
         if self._last_run is not None and isinstance(exc, ConnectionResetError | BrokenPipeError):
             self.undelivered.add(self._last_run)
@@ -87,6 +93,15 @@ class Channel(asyncio.Protocol):
             self._last_run = run_id
         elif run_id is not None:
             self.undelivered.add(run_id)
+
+    async def flush(self) -> None:
+        """Returns when the other end's socket has all that was said, or is no more."""
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            transport.set_write_buffer_limits(high=0)
+            if transport.get_write_buffer_size():
+                self._flushed = asyncio.get_running_loop().create_future()
+                await self._flushed
 
     def met(self) -> None:
         """The hello was believed, or never will be."""

@@ -1,6 +1,6 @@
 """A program of ours that the daemon starts and means to outlive: started, signalled and reaped by a pidfd.
 
-If the daemon is killed first, the next one finds it by its tag.
+If the daemon is killed first, the next one finds it by its tag. When the daemon reloads it stays our child.
 """
 
 import subprocess
@@ -13,16 +13,23 @@ from orpheusd.process.pidfds import PidFd
 class Child:
     """Invariant: the process is not reaped until `wait` has returned, so its pid stays its own."""
 
-    def __init__(self, argv: Sequence[str], pass_fds: Sequence[int], tag: str) -> None:
+    def __init__(self, pid: int, process: "subprocess.Popen[bytes] | None" = None) -> None:
+        """A child that an earlier image of this process has started, unless `process` is given."""
+        self.pid = pid
+        self._process = process
+        self._held = PidFd(pid)
+
+    @classmethod
+    def start(cls, argv: Sequence[str], pass_fds: Sequence[int], tag: str) -> "Child":
         """`tag` is `NAME=value` in its environment, for `kill_leftovers`."""
-        self._process = subprocess.Popen(
+        process = subprocess.Popen(
             ["/usr/bin/env", tag, *argv], stdin=subprocess.DEVNULL, pass_fds=tuple(pass_fds), start_new_session=True)
-        self._held = PidFd(self._process.pid)
+        return cls(process.pid, process)
 
     async def wait(self) -> int:
         """Its exit code, negative for a signal."""
         await self._held.wait(None)
-        code = self._process.wait()
+        code = self._held.reap() if self._process is None else self._process.wait()
         self._held.close()
         return code
 

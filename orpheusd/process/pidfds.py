@@ -130,6 +130,13 @@ class PidFd:
             self.unwatch()
         return True
 
+    def reap(self) -> int:
+        """Its exit code, negative for a signal. It must be a child of ours that has exited."""
+        ended = os.waitid(os.P_PIDFD, self._fd, os.WEXITED)
+        if ended is None:
+            raise ChildProcessError(f"pid {self.pid} has not exited")
+        return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
     def close(self) -> None:
         self.unwatch()
         if self._fd >= 0:

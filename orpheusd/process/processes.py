@@ -190,6 +190,14 @@ class Processes:
         worker = self._workers.get(worker_id)
         return worker.process.pid if worker is not None and worker.process is not None else None
 
+    async def flush(self, timeout_s: float) -> None:
+        """Let templates and workers get what they were told, if their sockets take it within `timeout_s`."""
+        loop = asyncio.get_running_loop()
+        members: list[TemplateMember | WorkerMember] = [*self._templates.values(), *self._workers.values()]
+        flushes = [loop.create_task(one.channel.flush()) for one in members if one.channel is not None]
+        if flushes:
+            await asyncio.wait(flushes, timeout=timeout_s)
+
     async def kill_all(self, timeout_s: float) -> None:
         """Kill every template, and with it everything in its sandbox; wait `timeout_s` for them to be gone."""
         for id in list(self._templates):

@@ -47,6 +47,11 @@ class LineBuffer:
         return lines
 
     @property
+    def partial(self) -> bytes:
+        """A line that has begun and not ended."""
+        return bytes(self._partial)
+
+    @property
     def pending_bytes(self) -> int:
         """Bytes of a line that has begun and not ended."""
         return len(self._partial)

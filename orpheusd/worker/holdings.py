@@ -57,7 +57,9 @@ class Holdings:
 
     def ended(self, fields: dict[str, Any], payload: bytes) -> None:
         """The run is over; `fields` and `payload` are its `ended` message."""
-        held = self.runs[fields["run_id"]]
+        held = self.runs.get(fields["run_id"])
+        if held is None:
+            return  # a supervisor that had given the run up has acknowledged it already
         held.ended = fields, payload
         memory = self.sessions.get(held.message.fields["session_id"])
         if memory is not None:

@@ -327,6 +327,8 @@ def test_who_says_hello_wrongly_is_never_believed(
     assert killed or json.loads(said.stdout) == "", "the connection was closed without a word"
     with Aftermath(daemon, settle_s=10.0) as after:
         assert after.run("counter", session_id="s").context == "new"
+    # what is not heard for long is killed as well: here it was for what it said
+    assert ("it speaks protocol 99" in daemon.log) == killed
     eventually(lambda: not template.is_running() or template.status() == psutil.STATUS_ZOMBIE, 10.0)
 
 

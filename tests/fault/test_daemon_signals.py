@@ -173,7 +173,7 @@ FAULTS = {
     "a timer, OSError": Fault("orpheusd.process.monitor", "Monitor", "sample_next", "OSError", nothing),
     "a front door's task": Fault("orpheusd.doors.front", "FrontDoors", "_serve", "ValueError", kill_family),
     "a template's task": Fault("orpheusd.process.lives", "Lives", "_launch", "ValueError", kill_family),
-    "a connection": Fault("orpheusd.doors.control", "Connection", "_serve", "ValueError", ask_for_a_run),
+    "a connection": Fault("orpheusd.doors.connection", "Connection", "_serve", "ValueError", ask_for_a_run),
     "a channel": Fault("orpheusd.process.processes", "Processes", "heard", "ValueError", ask_for_a_run),
     "the engine": Fault("orpheusd.core.supervisor", "Supervisor", "handle", "ValueError", ask_for_a_run),
     "the engine, OSError": Fault("orpheusd.core.supervisor", "Supervisor", "handle", "OSError", ask_for_a_run),

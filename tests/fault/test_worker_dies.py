@@ -211,6 +211,8 @@ def test_a_run_that_no_worker_had_read_goes_to_another(house: Daemon) -> None:
     # fault 1: killed before the first byte of the run was read, so that nothing can have happened
     with Aftermath(house) as after:
         home = after.run("victim", {"do": "echo"}, session_id="unread")
+        # its end is acknowledged by then: if that came after the next run, nobody could tell that this was not read
+        eventually(lambda: not house.call("status")["run_log"]["pending_changes"], what="the log to have its end")
         workers = {row["id"]: row["pid"] for row in house.call("agent.show", agent="victim")["workers"]}
         stopped = psutil.Process(workers[home.worker or ""])
         stopped.suspend()

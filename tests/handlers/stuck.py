@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 
@@ -98,6 +99,19 @@ def crashes(_input):
 def exits(input_data):
     begun()
     os._exit(input_data["status"])
+
+
+def replies_and_goes(_input):
+    """A thread looks on until the run was answered, and ends the process at once."""
+    worker = threading.get_ident()
+
+    def look():
+        while "_execute" in {frame.f_code.co_name for frame, _ in traceback.walk_stack(sys._current_frames()[worker])}:
+            time.sleep(0.001)
+        os._exit(0)
+
+    threading.Thread(target=look).start()
+    return "replied"
 
 
 def talks_and_exits(input_data):

@@ -175,6 +175,9 @@ def test_the_limit_is_counted_not_believed(door: DoorProcess) -> None:
     assert len(fits) == 8 * MIB
     assert status(door.exchange(post(fits))) == 200
     assert refused(door, post(fits + b" ")) == 413
+    # one that does not say how long it is, and never ends
+    assert refused(door, get(b"Host: localhost", b"Content-Type: application/json", b"Transfer-Encoding: chunked",
+                             line=b"POST /v1/agents/a/run HTTP/1.1") + b"800001\r\n" + fits + b" ") == 413
 
 
 def test_a_slow_body_gets_a_deadline(door: DoorProcess) -> None:

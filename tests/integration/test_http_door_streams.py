@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,20 +124,25 @@ def test_a_client_that_leaves_a_stream_leaves_the_run(door: DoorProcess) -> None
     assert [one["method"] for one in door.peer.requests] == ["run", "health"], "nothing was cancelled"
 
 
-def test_a_fast_run_overflows_no_fast_reader(door: DoorProcess) -> None:
-    """10 MB of events as fast as they can be written, far more than a stream may hold."""
-    count = 20_000
+def test_a_fast_run_overflows_no_fast_reader(tmp_path: Path) -> None:
+    """Bursts of four times what a stream may hold, 10 MB in all, to a reader who has read each before the next.
 
-    def script(peer: Peer, id: Any, params: dict[str, Any]) -> None:
-        lines = [b'{"jsonrpc":"2.0","method":"run.event","params":{"id":%d,"event":"output","data":"%b","seq":%d}}\n'
-                 % (id, b"x" * 450, seq) for seq in range(count)]
-        peer.socket.sendall(b"".join(lines))
-        peer.answer(id, run_result(result="end"))
-
-    door.peer.scripts["run"] = script
-    said = events(stream(door).text)
-    assert [one.id for one in said] == list(range(count + 1))
-    assert said[-1].event == "result"
+    How soon this process gets to read is the machine's business: the kernel takes a burst for it meanwhile.
+    """
+    burst, bursts = 1_000, 20
+    with DoorProcess(tmp_path / "log", stream_queue_bytes=128 * 1024) as door:
+        door.peer.scripts["run"] = never
+        with httpx.stream("POST", door.url + RUN, json={"input": 1}, headers=SSE, timeout=10) as answer:
+            id = door.peer.awaited("run")[0]["id"]
+            lines = answer.iter_lines()
+            for first in range(0, burst * bursts, burst):
+                door.peer.socket.sendall(b"".join(
+                    b'{"jsonrpc":"2.0","method":"run.event","params":{"id":%d,"event":"output","data":"%b","seq":%d}}\n'
+                    % (id, b"x" * 450, seq) for seq in range(first, first + burst)))
+                said = list(islice((line for line in lines if line.startswith("id: ")), burst))
+                assert said == [f"id: {seq}" for seq in range(first, first + burst)]
+            door.peer.answer(id, run_result(result="end"))
+            assert "event: result" in list(lines)
 
 
 def test_a_slow_reader_loses_its_stream_and_nothing_else(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ class Account:
 
     def template_failed(self, template: TemplateRecord) -> None:
         agent = self.agents[template.agent]
-        if template.id == agent.current:
+        if template.id == agent.current and not template.silent:
             self._failed(agent)
         elif template.id == agent.candidate and not agent.candidate_request:
             self._rollback_failed(agent)
@@ -165,7 +165,7 @@ class Account:
         if worker.template == agent.candidate:
             if not agent.candidate_request:
                 self._rollback_failed(agent)
-        elif (worker.blamed or unasked) and worker.outdated_at is None:
+        elif (worker.blamed or unasked) and worker.outdated_at is None and (worker.served or not worker.adopted):
             self._failed(agent)
         back = {run.id: run for run in worker.runs.values() if run.id in event.undelivered and not run.stopping}
         for run in back.values():
@@ -245,6 +245,7 @@ class Account:
         if event.saved and session is not None and run.id in session.running:
             session.saved = True
         self._leave(worker, run)
+        worker.served += 1
         if event.state == "completed" and worker.outdated_at is None:
             agent.failures.clear()
             if not agent.given_up:

@@ -38,7 +38,7 @@ def _check_waiting(witness: Witness, agent: AgentRecord) -> None:
     for run in agent.heads():
         home = witness.home_of(agent, run)
         session = agent.session_of(run)
-        if run.exclusive and session is not None and session.running:
+        if agent.blocks(run):
             continue
         hold(session is None or home is not None or not run.warm, f"{run.id} waits for memory that is gone")
         hold(home is None or not home.open, f"{run.id} waits for its home, which is open")
@@ -55,7 +55,8 @@ def _check_size(witness: Witness, agent: AgentRecord) -> None:
     trial = [w for w in staying if w.template == agent.candidate]
     most = agent.settings.max_workers
     hold(len(staying) - len(trial) <= most and len(trial) <= 1, f"{agent.id} has {len(staying)} workers of {most}")
-    hold(len(alive) - len(staying) <= most, f"{agent.id} keeps {len(alive) - len(staying)} outdated workers of {most}")
+    old = [worker for worker in alive if worker.outdated_at is not None and not worker.silent]
+    hold(len(old) <= most or agent.adoption, f"{agent.id} keeps {len(old)} outdated workers of {most}")
     if witness.known and isinstance(witness.event, ev.RunRequested) and witness.event.run in agent.waiting:
         run = agent.waiting[witness.event.run]
         mates = [other for other in agent.waiting.values() if other.lane == run.lane]
@@ -70,11 +71,12 @@ def _check_sessions(witness: Witness, supervisor: Supervisor, agent: AgentRecord
             if isinstance(effect, ef.EndSession) and effect.agent == agent.id}
     gone = {id: session for id, session in agent.sessions.items() if known.get(id) is None}
     hold(set(told) == set(gone), f"{sorted(told)} were ended, and {sorted(gone)} are gone")
+    hold(not gone or agent.adoption is None, f"{sorted(gone)} are forgotten, and their homes may not have been heard")
     for id, session in gone.items():
         hold(not agent.in_use(id), f"session {id} is forgotten though it is in use")
         asked = witness.event == ev.SessionEndRequested(agent.id, id)
-        old = isinstance(witness.event, ev.TimePassed) and \
-            session.last_used + agent.settings.session_ttl_s <= witness.now
+        looked_at = isinstance(witness.event, ev.TimePassed) or agent.settled_at == witness.now
+        old = looked_at and session.last_used + agent.settings.session_ttl_s <= witness.now
         if not asked and not old:
             hold(len(agent.sessions) > agent.settings.session_max, f"session {id} is forgotten without a cause")
             later = [other for other in agent.sessions if other not in gone and not agent.in_use(other)
@@ -103,7 +105,8 @@ def _deadlines(witness: Witness) -> Iterator[tuple[float, str]]:
             yield worker.deadline, f"{worker.id}, {worker.state},"
         if worker.doomed:
             continue
-        leaves_at = witness.leaves_at(worker) if worker.lingers else None
+        settled = witness.agents[worker.agent].adoption is None
+        leaves_at = witness.leaves_at(worker) if worker.lingers and settled else None
         if leaves_at is not None:
             yield leaves_at, f"the stay of {worker.id}"
         for run in worker.runs.values():
@@ -120,14 +123,16 @@ def _deadlines_of(witness: Witness, agent: AgentRecord) -> Iterator[tuple[float,
         yield run.queue_deadline, f"{run.id}, waiting,"
     for run in agent.heads():
         session, home = agent.session_of(run), witness.home_of(agent, run)
-        blocked = run.exclusive and session is not None and session.running
+        blocked = agent.blocks(run)
         # when a late timer gave up a run of the session, its patience may have begun before
         late = isinstance(witness.event, ev.TimePassed) and session is not None and session.unparked_at == witness.now
         patient = witness.impatient_at(agent, run) > witness.now
         if home is not None and not blocked and run.roams and patient and not late:
             yield witness.impatient_at(agent, run, latest=True), f"the patience of {run.id}"
     for id, session in agent.sessions.items():
-        if not agent.in_use(id):
+        if not agent.in_use(id) and agent.adoption is None:
             yield session.last_used + agent.settings.session_ttl_s, f"session {id}"
+    if agent.adoption is not None and not agent.adoption.templates:
+        yield agent.adoption.deadline, f"the adoption of {agent.id}"
     if agent.quarantined_until is not None:
         yield agent.quarantined_until, f"the quarantine of {agent.id}"

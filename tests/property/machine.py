@@ -8,6 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from orpheusd.core import events as ev
 from orpheusd.core.agent import Settings
+from tests.property.disk import LAG
 from tests.property.processes import FakeTemplate, FakeWorker
 from tests.property.world import CODE_OF, World
 
@@ -62,6 +63,12 @@ class Life(RuleBasedStateMachine):
     @property
     def started(self) -> list[str]:
         return [run for worker in self.workers for run in worker.runs]
+
+    @property
+    def silent(self) -> list[FakeTemplate | FakeWorker]:
+        """Those who have outlived a daemon and may dial now."""
+        waiting = [p for p in self.world.processes.all if p.silent and p.state == "ready"]
+        return [p for p in waiting if isinstance(p, FakeTemplate) or self.world.processes.known(p)]
 
     @initialize(first=variants, second=variants, remembered=st.integers(0, 4))
     def begin(self, first: Settings, second: Settings, remembered: int) -> None:
@@ -225,15 +232,15 @@ class Life(RuleBasedStateMachine):
     @rule(number=NUMBERS, unread=st.integers(1, 3))
     def dies_before_it_reads(self, number: int, unread: int) -> None:
         """A worker is gone before it has read the last runs that it was handed."""
-        if busy := [worker for worker in self.workers if worker.runs]:
+        if busy := [worker for worker in self.workers if worker.fresh]:
             worker = pick(busy, number)
-            self.world.exit(worker.id, list(worker.runs)[-unread:])
+            self.world.exit(worker.id, worker.fresh[-unread:])
 
     def _says(self, process: FakeTemplate | FakeWorker, how: str) -> None:
         template = isinstance(process, FakeTemplate)
         if how == "exit":
             self.world.exit(process.id)
-        elif how == "die":
+        elif how == "die" or process.silent:
             self.world.die(process.id)
         elif how == "ready":
             self.world.ready(process.id)
@@ -243,6 +250,48 @@ class Life(RuleBasedStateMachine):
             self.world.tell(ev.WorkerFailed(process.id, "no such module"))
         else:
             self.world.tell(ev.WorkerMisbehaved(process.id, "nonsense"))
+
+    # The daemon
+
+    @rule(dead=st.lists(NUMBERS, max_size=2), mute=st.lists(NUMBERS, max_size=2), unread=st.integers(0, 2),
+          forgotten=st.integers(0, LAG), behind=st.integers(0, LAG), dial=st.booleans())  # fmt: skip
+    def daemon_dies(
+        self, dead: list[int], mute: list[int], unread: int, forgotten: int, behind: int, dial: bool
+    ) -> None:  # fmt: skip
+        """Those it leaves live on; some die meanwhile, some do not dial, and some runs never left the daemon."""
+        processes = self.world.processes.all
+        fresh = [run for worker in self.workers for run in worker.fresh if not worker.runs[run]]
+        self.world.mute = {pick(processes, number).id for number in mute if processes}
+        self.world.daemon_dies({pick(processes, number).id for number in dead if processes}, fresh[-unread:] if unread
+                               else (), forgotten, behind)
+        if dial:
+            self.world.obey()
+
+    @rule(agent=agents, sessions=st.permutations(SESSIONS), ended=st.integers(0, 4),
+          dials=st.lists(NUMBERS, max_size=6), forgotten=st.integers(0, LAG), behind=st.integers(0, LAG),
+          mute=st.booleans())  # fmt: skip
+    def daemon_dies_under_load(
+        self, agent: str, sessions: list[str | None], ended: int, dials: list[int], forgotten: int, behind: int,
+        mute: bool,
+    ) -> None:  # fmt: skip
+        """Sessions have homes and runs; all ask again while their homes are heard one after another."""
+        for session in [*sessions, *sessions]:
+            self.world.request(agent, session)
+        self.work(0, ended)
+        self.daemon_dies([], [ended] if mute else [], 0, forgotten, behind, dial=False)
+        for session in sessions:
+            self.world.request(agent, session)
+            if dials:
+                self.dial(dials.pop())
+
+    @rule(number=NUMBERS)
+    def dial(self, number: int) -> None:
+        if self.silent:
+            self.world.dial(pick(self.silent, number))
+
+    @rule()
+    def all_speak(self) -> None:
+        self.world.mute.clear()
 
     # Time
 
@@ -271,7 +320,7 @@ class Life(RuleBasedStateMachine):
         workers = [*self.world.processes.gone, *(w.id for w in self.workers), "w-x-1"]
         runs = [*self.world.witness.answers, *self.started, "r-x"]
         worker, run = pick(workers, number), pick(runs, other)
-        if not any(w.id == worker and run in w.runs for w in self.workers):
+        if not any(w.id == worker and run in w.held for w in self.workers):
             self.world.tell(ev.RunEnded(worker, run, "completed", ""))
 
     @precondition(lambda self: self.world.processes.gone)
@@ -284,10 +333,10 @@ class Life(RuleBasedStateMachine):
     @rule(number=NUMBERS)
     def letter_sent_twice(self, number: int) -> None:
         """A process says again that it is ready; a caller sends the same run again, or cancels what is over."""
-        ready = [p for p in self.world.processes.all if p.state == "ready"]
+        ready = [p for p in self.world.processes.all if p.state == "ready" and not p.silent]
         if ready:
             self.world.ready(pick(ready, number).id)
-        if runs := list(self.world.witness.runs.values()):
+        if runs := [run for run in self.world.witness.runs.values() if run.state != "unspoken"]:
             run = pick(runs, number)
             self.world.tell(ev.RunRequested(run.id, run.agent, run.session))
         if over := list(self.world.witness.answers):

@@ -20,6 +20,12 @@ class TemplateRecord:
     deadline: float | None
     at_once: bool = False
     state: str = "starting"  # or ready, stopping, killed
+    adopted: bool = False
+
+    @property
+    def silent(self) -> bool:
+        """Whether an earlier daemon left it, and it has not dialled."""
+        return self.adopted and self.state == "starting"
 
 
 @dataclass
@@ -39,6 +45,8 @@ class WorkerRecord:
     drain_deadline: float | None = None
     idle_since: float = 0.0
     outdated_at: float | None = None
+    adopted: bool = False
+    served: int = 0
     runs: dict[str, "RunRecord"] = field(default_factory=dict)
 
     @property
@@ -49,6 +57,11 @@ class WorkerRecord:
     @property
     def open(self) -> bool:
         return self.state == "ready" and not self.leaving and len(self.runs) < self.capacity
+
+    @property
+    def silent(self) -> bool:
+        """Whether an earlier daemon left it, and it has not dialled."""
+        return self.adopted and self.state == "starting"
 
     @property
     def lingers(self) -> bool:
@@ -67,7 +80,8 @@ class RunRecord:
     timeout_s: float
     queued_at: float
     queue_deadline: float
-    state: str = "waiting"  # or started, ended (its worker is done with it), resolved
+    state: str = "waiting"  # or started, ended (its worker is done with it), resolved; unspoken: only the log has it
+    logged_on: str | None = None
     worker: str | None = None
     context: str | None = None
     deadline: float = 0.0
@@ -113,6 +127,20 @@ class SessionRecord:
 
 
 @dataclass
+class AdoptionRecord:
+    """Who has not been heard since the last daemon died, until when they have time, and the homes the disk knows."""
+
+    deadline: float
+    templates: set[str]
+    workers: set[str]
+    homes: dict[str, str]
+
+    def complete(self, now: float) -> bool:
+        """Whether nobody need be waited for: a template is, as long as it lives, because nobody knows its workers."""
+        return not self.templates and (not self.workers or self.deadline <= now)
+
+
+@dataclass
 class AgentRecord:
     """`current` and `candidate` are ids of templates; `patiences` are all that its versions have had; `failures` the
     times of deaths that count against it. `given_up`: its version is to give way to `previous`. A candidate without a
@@ -132,6 +160,8 @@ class AgentRecord:
     quarantined_until: float | None = None
     previous: PreviousRecord | None = None
     given_up: bool = False
+    adoption: AdoptionRecord | None = None
+    settled_at: float = 0.0
 
     @property
     def exists(self) -> bool:
@@ -148,6 +178,13 @@ class AgentRecord:
 
     def session_of(self, run: RunRecord) -> SessionRecord | None:
         return self.sessions.get(run.session) if run.session is not None else None
+
+    def blocks(self, run: RunRecord) -> bool:
+        """Whether the run may not start, whoever is free: another of its session goes on, or it is not known yet where
+        that lives."""
+        session = self.session_of(run)
+        overlaps = run.exclusive and session is not None and bool(session.running)
+        return overlaps or (self.adoption is not None and run.session is not None)
 
     def waits(self, session: str) -> bool:
         return any(run.session == session for run in self.waiting.values())

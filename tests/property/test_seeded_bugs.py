@@ -9,9 +9,11 @@ from tests.property.seeds import REAL, SEEDS, THOUGHT_UP
 PLAIN = (
     "a home on a dead worker", "context warm after death", "ttl off by one", "lru evicts a waiting session",
     "a delivered run is run again", "a run is answered twice", "a run to a draining worker", "capacity ignored",
-    "a lost waiter when a home dies", "starvation by a lane that keeps its place", "run deadline not armed",
-    "a slot is never refilled", "max_workers exceeded", "an outdated worker serves anybody",
-    "old sessions move at once", "nothing is rolled back",
+    "a lost waiter when a home dies", "run deadline not armed", "a slot is never refilled", "max_workers exceeded",
+    "an outdated worker serves anybody", "old sessions move at once", "nothing is rolled back",
+    "a silent worker is no home",
+    "what workers say of homes is not heard", "a run that nobody has is forgotten",
+    "a run starts before its home was heard",
 )
 FEW_STORIES = 250
 

@@ -11,7 +11,7 @@ from orpheusd.core import events as ev
 from orpheusd.core.orders import ABORT_S, KILL_RETRY_S
 from orpheusd.core.pool import Policy
 from orpheusd.core.restart import PROBATION_S
-from tests.property.account import Account
+from tests.property.adopted import Adopted
 from tests.property.records import (
     AgentRecord,
     PreviousRecord,
@@ -23,12 +23,11 @@ from tests.property.records import (
 )
 
 
-class Witness(Account):
-    """Invariant: `answers` has the one Resolve of each run that is over."""
+class Witness(Adopted):
+    """Invariant: that of the account of what it has heard."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__(policy)
-        self.answers: dict[str, ef.Resolve] = {}
         self.effects: list[ef.Effect] = []
         self._see: dict[type[Any], Callable[[Any], None]] = {
             ef.StartTemplate: self._start_template, ef.StopTemplate: self._stop_template,
@@ -40,8 +39,11 @@ class Witness(Account):
             ef.AgentRemoved: self._agent_removed, ef.Stopped: self._stop,
         }  # fmt: skip
 
-    def saw(self, event: ev.Event, effects: list[ef.Effect], now: float) -> None:
-        """One step of the story. Raises BrokenPromise when an effect is not one that may follow."""
+    def saw(self, event: ev.Event, effects: list[ef.Effect], now: float, adopting: set[str]) -> None:
+        """One step of the story. Raises BrokenPromise when an effect is not one that may follow.
+
+        `adopting` are the agents that wait for those who outlived an earlier daemon, by the core's own account.
+        """
         known = self.hear(event, now)
         self.effects = effects
         hold(not self.stopped or all(isinstance(effect, ef.Resolve | ef.VersionRefused) for effect in effects),
@@ -49,6 +51,7 @@ class Witness(Account):
         hold(known or not effects, f"{event} concerns nobody, and leads to {effects}")
         for effect in effects:
             self._foresee(effect)
+        self.adoptions(adopting)
         if known and isinstance(event, ev.RunRequested):
             self._check_admission(self.runs[event.run], effects)
         for effect in effects:
@@ -124,10 +127,7 @@ class Witness(Account):
         old = [worker for worker in self._workers_of(agent) if worker.template != template.id]
         for worker in old:
             worker.outdated_at = self.now if worker.outdated_at is None else worker.outdated_at
-        homes = [w for w in old if w.lingers and self._sessions_on(agent, w)] if agent.settings.drain_s else []
-        homes.sort(key=lambda worker: (bool(worker.runs), self._unsaved_on(agent, worker), worker.idle_since))
-        staying = [] if template.at_once else homes[-agent.settings.max_workers:]
-        self._retire([worker for worker in old if worker not in staying], None)
+        self.let_go(agent)
 
     def _start_template(self, effect: ef.StartTemplate) -> None:
         agent = self.agents[effect.agent]
@@ -141,7 +141,7 @@ class Witness(Account):
             version, settings = agent.previous.version, agent.previous.settings
             agent.candidate, agent.candidate_request = effect.template, ""
         elif isinstance(event, ev.AgentLoaded):
-            version = agent.version = event.version
+            hold(agent.current is None, f"{effect} though {agent.current} may be there")
             agent.current = effect.template
         else:
             hold(not agent.given_up, f"{effect} though its version is given up")
@@ -157,6 +157,8 @@ class Witness(Account):
         left = [worker.id for worker in self.workers.values() if worker.template == template.id]
         hold(not left, f"{effect} though it has {left}")
         hold(template.state in ("starting", "ready"), f"{effect} though it is {template.state}")
+        going = self.stopping or self.agents[template.agent].removal is not None
+        hold(going or not template.silent, f"{effect} though nobody knows its workers yet")
         template.state, template.deadline = "stopping", self.now + self.policy.grace_s
 
     def _kill_template(self, effect: ef.KillTemplate) -> None:
@@ -196,7 +198,8 @@ class Witness(Account):
         worker = self.workers[effect.worker]
         disobeyed = any(run.kill_at is not None and run.kill_at <= self.now for run in worker.runs.values())
         hold(disobeyed, f"{effect} though none of its runs had to stop")
-        hold(worker.state == "ready", f"{effect} though it is {worker.state}")
+        # one that is starting and has runs outlived its daemon, and has not dialled again
+        hold(worker.state in ("ready", "starting"), f"{effect} though it is {worker.state}")
         worker.state, worker.deadline, worker.drain_deadline = "aborted", self.now + ABORT_S, None
 
     def _kill_worker(self, effect: ef.KillWorker) -> None:
@@ -233,8 +236,7 @@ class Witness(Account):
     def _check_place(self, agent: AgentRecord, run: RunRecord, worker: WorkerRecord, effect: ef.Dispatch) -> None:
         session, home = agent.session_of(run), self.home_of(agent, run)
         hold(worker.outdated_at is None or worker is home, f"{effect} though the worker is outdated and not its home")
-        if session is not None and run.exclusive:
-            hold(not session.running, f"{effect} overlaps {list(session.running)}")
+        hold(not agent.blocks(run), f"{effect} overlaps with another, or its session may live elsewhere")
         if home is not None and worker is not home:
             hold(run.roams, f"{effect} may not leave {home.id}")
             hold(self.now >= self.impatient_at(agent, run), f"{effect} has not waited for {home.id}")
@@ -243,20 +245,14 @@ class Witness(Account):
         if session is not None and home is None:
             hold(not run.warm, f"{effect} though its memory is gone and must be warm")
         if home is None and isinstance(self.event, ev.RunRequested):
-            fewest = min(self._sessions_on(agent, other) for other in self.open_workers(agent.id))
-            hold(self._sessions_on(agent, worker) == fewest, f"{effect} though another worker has fewer sessions")
-
-    def _sessions_on(self, agent: AgentRecord, worker: WorkerRecord) -> int:
-        return sum(1 for session in agent.sessions.values() if session.home == worker.id)
-
-    def _unsaved_on(self, agent: AgentRecord, worker: WorkerRecord) -> bool:
-        return any(session.home == worker.id and not session.saved for session in agent.sessions.values())
+            fewest = min(self.sessions_on(agent, other) for other in self.open_workers(agent.id))
+            hold(self.sessions_on(agent, worker) == fewest, f"{effect} though another worker has fewer sessions")
 
     def _count_overtaken(self, agent: AgentRecord, run: RunRecord, worker: WorkerRecord) -> None:
         """Each lane that could have been served instead notes who was."""
         for head in agent.heads():
-            session, home = agent.session_of(head), self.home_of(agent, head)
-            blocked = head.exclusive and session is not None and bool(session.running)
+            home = self.home_of(agent, head)
+            blocked = agent.blocks(head)
             standing = (home.id if home is not None else None, blocked)
             if head.standing != standing:
                 head.standing = standing
@@ -352,7 +348,8 @@ class Witness(Account):
             ("rejected", "session-queue-full"):
                 asked_now and agent is not None and len(mates) >= agent.settings.session_queue_size,
             ("rejected", "context-not-warm"):
-                run.warm and session is not None and session.home not in self.workers,
+                run.warm and session is not None and session.home not in self.workers
+                and agent is not None and agent.adoption is None,
         }  # fmt: skip
         hold(reasons.get((effect.state, effect.code)), f"{effect} without a cause")
         if asked_now:

@@ -12,10 +12,11 @@ from orpheusd.core.agent import Settings
 from orpheusd.core.invariants import check
 from orpheusd.core.pool import Policy
 from orpheusd.core.supervisor import Supervisor
+from tests.property.disk import Disk
 from tests.property.laws import check_laws
-from tests.property.processes import FakeProcesses, FakeWorker
+from tests.property.processes import FakeProcesses, FakeTemplate, FakeWorker
 from tests.property.records import hold
-from tests.property.story import story_of
+from tests.property.story import DaemonDied, Step, story_of
 from tests.property.witness import Witness
 
 #: Wake-ups at one moment, after which the clock must go on: an owner that is due again at once is a busy loop.
@@ -30,13 +31,17 @@ class World:
     def __init__(self, policy: Policy | None = None, uniform: Callable[[], float] = lambda: 0.5) -> None:
         self.policy = policy or Policy()
         self.now = 1000.0
+        self.uniform = uniform
         self.supervisor = Supervisor("b", self.policy, uniform)
         self.processes = FakeProcesses()
+        self.disk = Disk()
+        self.mute: set[str] = set()
         self.witness = Witness(self.policy)
-        self.story: list[tuple[float, ev.Event]] = []
+        self.story: list[tuple[float, Step]] = []
         self.effects: list[ef.Effect] = []
         self.broken = False
         self._named = 0
+        self._deaths = 0
         self._wake_ups = 0
 
     def tell(self, event: ev.Event) -> list[ef.Effect]:
@@ -46,14 +51,29 @@ class World:
         self.story.append((self.now, event))
         with self._story_told():
             hold(self._wake_ups < MOST_WAKE_UPS, "the core asks to be woken at one moment for ever")
-            self.processes.reported(event)
+            self.processes.reported(event, self.now)
             self.effects = self.supervisor.handle(event, self.now)
             check(self.supervisor)
             for effect in self.effects:
-                self.processes.carry_out(effect)
-            self.witness.saw(event, self.effects, self.now)
+                self.processes.carry_out(effect, self.now)
+            adopting = {agent.id for agent in self.supervisor.agents.values() if agent.adoption is not None}
+            self.witness.saw(event, self.effects, self.now, adopting)
             check_laws(self.witness, self.supervisor, self.effects)
+        self.disk.saw(event, self.effects, self.now)
+        while self.disk.acknowledged:
+            self.processes.acknowledge(self.disk.acknowledged.pop())
         return self.effects
+
+    def tell_of(self, step: Step) -> None:
+        """One step of a story: an event, or the death of the daemon."""
+        if not isinstance(step, DaemonDied):
+            self.tell(step)
+            return
+        self.story.append((self.now, step))
+        self._deaths += 1
+        self.supervisor = Supervisor(f"b{self._deaths}", self.policy, self.uniform)
+        self.processes.daemon_died(step)
+        self.witness.daemon_died()
 
     @contextmanager
     def _story_told(self) -> Iterator[None]:
@@ -125,9 +145,13 @@ class World:
     # Processes
 
     def end(self, run: str, state: str = "completed", restored: bool = False, saved: bool = False) -> None:
-        """The run's worker says that it is over."""
+        """The run is over, and its worker says so if anybody hears it."""
         worker = next(worker for worker in self.processes.workers.values() if run in worker.runs)
-        self.tell(ev.RunEnded(worker.id, run, state, CODE_OF[state], restored, saved))
+        end = ev.RunEnded(worker.id, run, state, CODE_OF[state], restored, saved)
+        if worker.silent:
+            worker.over(end, self.now)
+        else:
+            self.tell(end)
 
     def ready(self, id: str) -> None:
         """A template or a worker has started."""
@@ -137,6 +161,8 @@ class World:
         """A process is dead, and its death is told. A template's workers die with it, and wait to be told."""
         if id in self.processes.templates:
             self.tell(ev.TemplateExited(id, "signal 9"))
+        elif not self.processes.known(self.processes.workers[id]):
+            self.die(id)
         else:
             self.tell(ev.WorkerExited(id, "signal 9", frozenset(undelivered)))
 
@@ -152,18 +178,56 @@ class World:
         while (step := self._next_step()) is not None:
             step()
 
+    # The daemon
+
+    def daemon_dies(self, dead: Iterable[str], unread: Iterable[str], forgotten: int, behind: int) -> None:
+        """The daemon dies, and the next one starts: it knows what is on the disk, which is some writes behind."""
+        self.disk.fall(forgotten, behind)
+        self.tell_of(DaemonDied(tuple(dead), tuple(unread)))
+        for template in list(self.processes.templates.values()):
+            if template.agent not in self.disk.current or (template.agent, template.version) not in self.disk.settings:
+                self.processes.bury(template)
+        for agent in list(self.disk.current):
+            orphans = tuple(ev.Orphan(t.id, t.version, self.disk.settings[agent, t.version])
+                            for t in self.processes.templates.values() if t.agent == agent)
+            self.tell(self.disk.loaded(agent, orphans, self.now))
+
+    def dial(self, process: FakeTemplate | FakeWorker) -> None:
+        """A process that outlived its daemon reaches the next one, and says what it has."""
+        if isinstance(process, FakeTemplate):
+            own = [w for w in self.processes.workers.values() if w.template == process.id and w.state != "dead"]
+            self.tell(ev.TemplateAdopted(process.id, tuple(worker.id for worker in own)))
+            return
+        held = {run: kept for run, kept in process.held.items() if run not in self.disk.ended}
+        runs = tuple(ev.Unfinished(run, kept.session, kept.context, process.id, max(0.0, kept.deadline - self.now),
+                                   kept.end is not None) for run, kept in held.items())
+        seen = tuple(ev.Seen(id, memory.turns, self.now - memory.used_at, process.id, memory.saved)
+                     for id, memory in process.sessions.items())
+        self.disk.found(process.agent, process.id, runs)
+        self.tell(ev.WorkerAdopted(process.id, seen, runs))
+
+    def pay(self, worker: FakeWorker) -> None:
+        """It tells again of a run that was over before it dialled."""
+        end = worker.held[worker.owed[0]].end
+        assert end is not None
+        self.tell(end)
+
     def _next_step(self) -> Callable[[], None] | None:
-        for worker in self.processes.workers.values():
+        for worker in [w for w in self.processes.workers.values() if self.processes.known(w)]:
             if worker.state == "dead" or worker.asked == "abort" or (worker.asked and not worker.runs):
                 return lambda: self.exit(worker.id)
             for run, reason in worker.runs.items():
                 if reason:
                     return lambda: self.end(run, reason)
-        for process in self.processes.all:
-            if process.state == "dead" or (process.asked and not isinstance(process, FakeWorker)):
+            if worker.owed:
+                return lambda: self.pay(worker)
+        for process in [p for p in self.processes.all if isinstance(p, FakeTemplate) or self.processes.known(p)]:
+            if process.state == "dead" or (process.asked and isinstance(process, FakeTemplate)):
                 return lambda: self.exit(process.id)
             if process.state == "starting":
                 return lambda: self.ready(process.id)
+            if process.silent and process.id not in self.mute:
+                return lambda: self.dial(process)
         return None
 
     # Time

@@ -21,7 +21,7 @@ def tell(path: Path) -> None:
     world = World()
     for now, event in read_story(path.read_text().splitlines()):
         world.now = now
-        world.tell(event)
+        world.tell_of(event)
 
 
 def seed_of(path: Path) -> str:

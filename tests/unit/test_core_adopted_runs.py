@@ -72,6 +72,15 @@ def test_a_session_whose_first_run_went_with_its_worker_is_not_new() -> None:
     assert world.context_of(world.request("s")) == "lost"
 
 
+def test_no_run_starts_before_all_that_nobody_has_are_given_up() -> None:
+    world = CoreWorld()
+    load(world, runs=(unfinished("gone1", "w9", "s", "new"), unfinished("gone2", "w9", "s", "warm")))
+    world.tell(ev.TemplateAdopted(T, ("w1",)))
+    waiting = world.request("s", overlap="queue")
+    hear(world, "w1")
+    assert world.dispatches(waiting)[-1].turn == 3 and world.context_of(waiting) == "lost"
+
+
 def test_a_run_that_another_worker_has_is_not_believed() -> None:
     world = adopted("w1", "w2")
     hear(world, "w1", runs=(unfinished("r", "w1"),))
@@ -126,6 +135,20 @@ def test_a_worker_that_was_busy_and_is_heard_late_is_where_its_sessions_live() -
     world.end(waiting)
     world.wait(100.0)
     assert all_of(world.effects, ef.EndSession)[1:] == [ef.EndSession("w1", "old", "ttl", "a")]
+
+
+def test_a_run_that_anybody_might_have_taken_waits_for_its_home_when_that_is_heard_late() -> None:
+    world = CoreWorld()
+    load(world, runs=(unfinished("r", "w1"),), max_workers=2)
+    world.tell(ev.TemplateAdopted(T, ("w1", "w2")))
+    hear(world, "w2")
+    world.wait(ADOPT_S)
+    blocker, waiting = world.request(), world.request("s", affinity="strict")
+    hear(world, "w1", ev.Seen("s", 4, 5.0), runs=(unfinished("r", "w1"),))
+    world.end(blocker)
+    assert world.waits(waiting)
+    world.end("r")
+    assert (world.worker_of(waiting), world.context_of(waiting)) == ("w1", "warm")
 
 
 @pytest.mark.parametrize("heard", [True, False])

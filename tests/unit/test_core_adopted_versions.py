@@ -75,6 +75,16 @@ def test_a_deploy_meanwhile_waits_for_the_word_of_those_it_replaces(at_once: boo
         assert (world.run("s"), world.run("t")) == ("w2", "w3")
 
 
+def test_the_silence_of_an_old_template_is_not_held_against_the_version_that_replaced_it() -> None:
+    world = CoreWorld()
+    load(world)
+    world.tell(ev.TemplateReady(world.stage(2)))
+    world.tell(ev.WorkerReady(only(world.effects, ef.ForkWorker).worker))
+    assert only(world.effects, ef.VersionPromoted).version == 2
+    world.wait(ADOPT_S)
+    assert only(world.effects, ef.KillTemplate).template == T and len(world.agent().record) == 0
+
+
 def test_outdated_workers_that_are_heard_late_are_no_more_than_the_pool_may_have() -> None:
     world = CoreWorld()
     load(world, orphan("t-one", 1, max_workers=1), orphan("t-two", 2, max_workers=1), version=2, max_workers=1,

@@ -4,7 +4,7 @@ import pytest
 
 from orpheusd.core import effects as ef
 from orpheusd.core import events as ev
-from orpheusd.core.adoption import ADOPT_S, NOT_HEARD
+from orpheusd.core.adoption import ADOPT_S
 from orpheusd.core.agent import Settings
 from tests.unit.adoption_world import T, adopted, hear, load, unfinished
 from tests.unit.core_world import CoreWorld, all_of, only
@@ -169,8 +169,7 @@ def test_a_silent_template_is_killed_and_waited_for_as_nobody_knows_its_workers(
     world.wait(ADOPT_S)
     assert len(all_of(world.effects, ef.KillTemplate)) == 2 and world.waits(waiting)
     world.tell(ev.TemplateExited(T, "signal 9"))
-    assert world.agent().record.reason == NOT_HEARD
-    world.wait(1.0)
+    assert len(world.agent().record) == 0
     world.start_all()
     assert world.context_of(waiting) == "lost"
 
@@ -179,7 +178,6 @@ def test_a_template_that_is_gone_is_replaced_at_once() -> None:
     world = CoreWorld()
     load(world)
     world.tell(ev.TemplateExited(T, "cause unknown"))
-    world.wait(0.1)
     assert only(world.effects, ef.StartTemplate).version == 1
 
 
@@ -243,6 +241,14 @@ def test_nothing_is_ended_before_all_were_heard_and_then_in_order_of_use() -> No
     assert ended == [("expired", "w2"), ("oldest", "w1")]
     world.wait(48.0)
     assert all_of(world.effects, ef.EndSession)[2] == ef.EndSession("w2", "old", "ttl", "a")
+
+
+def test_a_session_that_only_its_home_knew_ends_in_time() -> None:
+    world = adopted("w1", session_ttl_s=100.0)
+    world.wait(0.1)
+    hear(world, "w1", ev.Seen("s", 1, 98.0))
+    world.wait(2.0)
+    assert only(world.effects, ef.EndSession) == ef.EndSession("w1", "s", "ttl", "a")
 
 
 def test_a_session_is_not_ended_while_its_home_may_not_hear_of_it() -> None:

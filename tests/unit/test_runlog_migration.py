@@ -2,6 +2,7 @@
 
 import sqlite3
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ from orpheusd.runlog import place, schema
 from orpheusd.runlog.chain import Head, follow, genesis
 from orpheusd.runlog.mark import Mark
 from orpheusd.runlog.verify import verify
-from tests.runlog_kit import Log, ended, queued, started
+from tests.runlog_kit import THOROUGH, Log, ended, queued, started
+
+#: The runs of the old log ended in 1970: at any other age limit the writer deletes them as soon as its thread runs.
+AGELESS = replace(THOROUGH, max_age_s=0)
 
 LOG_ID = b"a log of old....."[:16]
 #: The statements that made the tables then, kept as they were.
@@ -66,7 +70,7 @@ def version_of(path: Path) -> int:
 def test_a_log_of_version_1_is_continued(tmp_path: Path) -> None:
     path = written_by_version_1(tmp_path)
     assert verify(path).problem == ""  # provable before it is touched
-    with Log(tmp_path) as log:
+    with Log(tmp_path, AGELESS) as log:
         health = log.log.health()
         assert (health["damage"], health["checked"], health["rows"]) == (None, "whole", 2)
         assert [(left.run.run_id, left.options) for left in log.log.unfinished()] == [("r-waiting", '{"timeout_s":3}')]
@@ -80,7 +84,7 @@ def test_a_log_of_version_1_is_continued(tmp_path: Path) -> None:
     assert version_of(path) == schema.VERSION
     found = verify(path)
     assert (found.problem, found.whole, found.version) == ("", True, schema.VERSION)
-    with Log(tmp_path) as log:
+    with Log(tmp_path, AGELESS) as log:
         assert log.log.health()["damage"] is None
         assert log.show("r-waiting").black_box == '{"lines":[]}'
         assert log.show("r-new").idempotency_key == "k"
@@ -88,7 +92,7 @@ def test_a_log_of_version_1_is_continued(tmp_path: Path) -> None:
 
 def test_a_new_log_and_one_brought_up_to_date_have_the_same_tables(tmp_path: Path) -> None:
     path = written_by_version_1(tmp_path)
-    Log(tmp_path).log.close(10.0)
+    Log(tmp_path, AGELESS).log.close(10.0)
     connection = schema.connect_reader(path)
     try:
         assert schema.definitions(connection) == schema.expected_definitions()
@@ -115,7 +119,7 @@ def test_a_damaged_log_of_version_1_is_put_aside_as_it_was(tmp_path: Path, harm:
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute(harm)
     connection.close()
-    with Log(tmp_path) as log:
+    with Log(tmp_path, AGELESS) as log:
         damage = log.log.health()["damage"]
         assert damage is not None and log.log.health()["rows"] == 0
     connection = sqlite3.connect(tmp_path / damage["kept_as"])
@@ -130,7 +134,7 @@ def test_an_update_that_is_interrupted_is_made_again(tmp_path: Path) -> None:
         schema.migrate(_BreaksAt(connection, "CREATE INDEX"), 1)  # type: ignore[arg-type]
     connection.close()
     assert version_of(path) == 1 and verify(path).problem == ""
-    with Log(tmp_path) as log:
+    with Log(tmp_path, AGELESS) as log:
         assert (log.log.health()["damage"], log.log.health()["rows"]) == (None, 2)
 
 

@@ -1,0 +1,92 @@
+"""What a daemon that executes itself anew hands to its next image: descriptors, and what was read and not yet begun.
+
+It lies in a file without a name (memfd_create(2)), whose descriptor the next image finds in its environment. All else
+that image learns as it would after a crash: from the disk and from the workers. Nothing here acts on any of it.
+"""
+
+import base64
+import json
+import os
+from typing import Any, NamedTuple
+
+#: Raised when a field changes its meaning: an image that finds another number takes nothing.
+FORMAT = 1
+
+
+class Client(NamedTuple):
+    """One connection of the control door: what it has said that was not begun, and its calls that the next image
+    answers, which are those that asked for the reload."""
+
+    fd: int
+    unread: bytes
+    asked: list[str | int]
+
+
+class Door(NamedTuple):
+    """A front door: a child of ours that goes on, and its connection."""
+
+    pid: int
+    client: Client
+
+
+class Handover(NamedTuple):
+    """`paused_at` is on the monotonic clock, which all images have. `http` is None without a front door."""
+
+    version: str
+    paused_at: float
+    state_lock: int
+    runtime_lock: int
+    control: int
+    http: int | None
+    clients: list[Client]
+    doors: list[Door]
+
+    @property
+    def descriptors(self) -> list[int]:
+        clients = [*self.clients, *(door.client for door in self.doors)]
+        listening = [self.control] if self.http is None else [self.control, self.http]
+        return [self.state_lock, self.runtime_lock, *listening, *(client.fd for client in clients)]
+
+
+def pack(handover: Handover) -> int:
+    """A descriptor with all of it. It and the others are inheritable from now on: to be executed at once."""
+    rows = {**handover._asdict(), "format": FORMAT, "clients": [_client_row(client) for client in handover.clients],
+            "doors": [{"pid": door.pid, "client": _client_row(door.client)} for door in handover.doors]}
+    fd = os.memfd_create("orpheus-handover", 0)
+    with os.fdopen(fd, "w", closefd=False) as stream:
+        json.dump(rows, stream)
+    os.lseek(fd, 0, os.SEEK_SET)
+    for inherited in handover.descriptors:
+        os.set_inheritable(inherited, True)
+    return fd
+
+
+def unpack(fd: int) -> Handover | None:
+    """What the image before has left; nothing of it is inheritable any more. None, and nothing is left open, when it
+    cannot be understood: what else is there is then met as after a crash."""
+    try:
+        with os.fdopen(fd) as stream:
+            rows = json.load(stream)
+        handover = _handover(rows)
+        for inherited in handover.descriptors:
+            os.set_inheritable(inherited, False)
+    except (OSError, ValueError, KeyError, TypeError):
+        # nothing of our own is open yet but what every program has
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        return None
+    return handover
+
+
+def _handover(rows: dict[str, Any]) -> Handover:
+    if rows.pop("format") != FORMAT:
+        raise ValueError("another format")
+    doors = [Door(row["pid"], _client(row["client"])) for row in rows.pop("doors")]
+    return Handover(**{**rows, "clients": [_client(row) for row in rows["clients"]], "doors": doors})
+
+
+def _client_row(client: Client) -> dict[str, Any]:
+    return {**client._asdict(), "unread": base64.b64encode(client.unread).decode()}
+
+
+def _client(row: dict[str, Any]) -> Client:
+    return Client(row["fd"], base64.b64decode(row["unread"]), row["asked"])

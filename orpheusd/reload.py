@@ -1,0 +1,71 @@
+"""Whether there can be a reload: the settings and the program, as they are on disk now, are tried before anyone waits.
+
+How a reload is carried out is the daemon's business.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from orpheusd.config import Config
+from orpheusd.errors import OrpheusError
+from orpheusd.process import image
+
+log = logging.getLogger(__name__)
+
+#: What a caller is told whose request the next image has to be asked.
+RELOADING = "the daemon is reloading; ask again"
+
+#: What is handed over is made for these.
+FIXED = ("state_dir", "runtime_dir", "http", "http_doors")
+
+
+class Reload:
+    """Invariant: `granted` is set once, when a try has gone well; at most one goes on at a time, for all who asked."""
+
+    def __init__(self, config: Config, configure: Callable[[], Config]) -> None:
+        """`configure` reads the settings as a next image would."""
+        self.granted = asyncio.Event()
+        self._config = config
+        self._configure = configure
+        self._trial: asyncio.Task[None] | None = None
+
+    async def ask(self) -> None:
+        """Raises OrpheusError with what speaks against it; then nothing has changed."""
+        if self._trial is None:
+            self._trial = asyncio.get_running_loop().create_task(self._try())
+        trial = self._trial
+        try:
+            await asyncio.shield(trial)
+        finally:
+            if trial.done() and self._trial is trial:
+                self._trial = None
+
+    def ask_soon(self) -> None:
+        """The same, for a signal, whose sender can be told only in the log."""
+        asyncio.get_running_loop().create_task(self.ask()).add_done_callback(_note)
+
+    async def _try(self) -> None:
+        if self.granted.is_set():
+            return
+        _check_fixed(self._config, self._configure())
+        problem = await image.try_out()
+        if problem:
+            raise OrpheusError("conflict", f"cannot reload, and nothing has changed: {problem}")
+        self.granted.set()
+
+
+def _check_fixed(before: Config, after: Config) -> None:
+    for name in FIXED:
+        old, new = getattr(before, name), getattr(after, name)
+        if old != new:
+            raise OrpheusError("conflict", f"cannot reload, and nothing has changed: {name} would be {new}, and stays "
+                                           f"{old} while the daemon runs; stop it and start it again")
+
+
+def _note(asking: "asyncio.Task[None]") -> None:
+    error = None if asking.cancelled() else asking.exception()
+    if isinstance(error, OrpheusError):
+        log.error("%s", error.message)
+    elif error is not None:
+        raise error
