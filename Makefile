@@ -13,11 +13,11 @@ help:  ## list these targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED)  ## start a daemon, deploy an agent, see three runs share one process's memory
-	@.ci/setup packages bubblewrap curl
+	@.ci/setup packages bubblewrap libseccomp2 curl
 	@$(PY) examples/demo.py
 
 test: $(INSTALLED)  ## every test but the long forms (at most 10 minutes on 2 cores)
-	@.ci/setup packages bubblewrap curl jq socat
+	@.ci/setup packages bubblewrap libseccomp2 curl jq socat
 	@$(PYTEST) -m "not slow"
 
 check: $(INSTALLED)  ## ruff, mypy, unit, property and architecture tests (under a minute)
@@ -26,11 +26,11 @@ check: $(INSTALLED)  ## ruff, mypy, unit, property and architecture tests (under
 	@$(PYTEST) -q -m "not slow" tests/unit tests/property tests/test_architecture.py
 
 bench: $(INSTALLED)  ## the table of the performance budget, each row beside its baseline
-	@.ci/setup packages bubblewrap
+	@.ci/setup packages bubblewrap libseccomp2
 	@$(PY) -m bench
 
 fault: $(INSTALLED)  ## the fault tests in their long form
-	@.ci/setup packages bubblewrap curl jq socat
+	@.ci/setup packages bubblewrap libseccomp2 curl jq socat
 	@$(PYTEST) tests/fault
 
 fault-proof: $(INSTALLED)  ## take the handling of faults out, one by one, and see their tests fail (about 8 minutes)
@@ -38,7 +38,7 @@ fault-proof: $(INSTALLED)  ## take the handling of faults out, one by one, and s
 	@$(PY) -m tests.fault.taken_out
 
 soak: $(INSTALLED)  ## kill the daemon 200 times and workers 500 times under load (about 8 minutes)
-	@.ci/setup packages bubblewrap
+	@.ci/setup packages bubblewrap libseccomp2
 	@$(PY) -m tests.soak
 
 test-all: test  ## the tests on every other supported Python that is installed as well

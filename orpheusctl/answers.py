@@ -114,6 +114,8 @@ def _status(answer: Result, _: Namespace, output: Output) -> None:
     output.facts(answer)
     for problem in answer.get("problems", ()):
         output.note(f"PROBLEM: {problem}")
+    for weakness in answer.get("isolation_weaknesses", ()):
+        output.note(f"weaker than it could be: {weakness}")
 
 
 def _facts(answer: Result, _: Namespace, output: Output) -> None:

@@ -263,7 +263,8 @@ COMMANDS: tuple[Command, ...] = (
         "status", "status",
         "Shows the daemon: version, uptime, isolation and the reason for it, directories, HTTP address, agents, the "
         "run log. What somebody should look at (runs are refused because the disk is full, a damaged run log was put "
-        "aside) is said on stderr as well, a line each, and is the list `problems` with --json.",
+        "aside) is said on stderr as well, a line each, and is the list `problems` with --json; so is each wall that "
+        "this host cannot give, `isolation_weaknesses`.",
         (JSON,), (Example("orpheusctl status", ""),)),
     Command(
         "doctor", "doctor",

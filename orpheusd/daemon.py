@@ -188,6 +188,8 @@ class Daemon:
         config = self._config
         if self._isolation.mode == "none":
             log.warning("agents run without walls: %s", self._isolation.reason)
+        for weakness in self._isolation.weaknesses:
+            log.warning("%s", weakness)
         for problem in self._deployments.load_all():
             log.error("%s", problem)
         self._recorder.give_up_unfinished(self._deployments.deployed)

@@ -37,11 +37,6 @@ log = logging.getLogger(__name__)
 
 Step = Callable[[str, str, str], None]
 
-NO_WALLS = (
-    "isolation is off: agents can read and change whatever the daemon's user can, and /workspace is not mapped "
-    "(use WORKSPACE_DIR or workspace.path)"
-)
-
 
 class Deployments:
     """Invariant: an agent has at most one change under way, and `deployed` holds the current version of each;
@@ -123,7 +118,7 @@ class Deployments:
         manifest = parse_manifest(await asyncio.to_thread(read_manifest_text, bundle))
         name = manifest.name
         environment = manifest.resolved_env(env)
-        warnings = [*manifest.warnings(), *([NO_WALLS] if self._isolation.mode == "none" else [])]
+        warnings = [*manifest.warnings(), *self._isolation.weaknesses]
         async with self._changes.turn(name):
             step("step", "unpack", f"unpacking {name}")
             version = await asyncio.to_thread(self._store.stage, name, bundle)

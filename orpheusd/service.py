@@ -244,6 +244,7 @@ class Service:
             "isolation_reason": self._isolation.reason,
             "memory_limit": self._engine.processes.limits.mode,
             "memory_limit_reason": self._engine.processes.limits.reason,
+            "isolation_weaknesses": list(self._isolation.weaknesses),
             "state_dir": str(self._config.state_dir),
             "runtime_dir": str(self._config.runtime_dir),
             "http": self._config.http,

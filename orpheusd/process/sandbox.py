@@ -17,9 +17,11 @@ from typing import NamedTuple
 
 import orpheusd
 from orpheusd.errors import OrpheusError
+from orpheusd.process import syscalls
+from orpheusd.process.root import INSIDE_ID, TMP_DIR, WORKSPACE_DIR, etc_files, root_of, sealed
+from orpheusd.worker import landlock
 
 CODE_DIR = "/agent"
-WORKSPACE_DIR = "/workspace"
 VENV_DIR = "/venv"
 LIB_DIR = "/run/orpheus/lib"
 LINK_DIR = "/run/orpheus/link"
@@ -37,38 +39,29 @@ TMP_LIMIT_BYTES = 256 * 1024 * 1024
 #: Private /tmp of a build: pip unpacks and compiles there, and the largest wheels are near 1 GB.
 BUILD_TMP_LIMIT_BYTES = 2 * 1024 * 1024 * 1024
 
-#: /dev/shm, for multiprocessing and the like; the size containers commonly get.
-SHM_LIMIT_BYTES = 64 * 1024 * 1024
-
-#: One uid inside, whoever runs the daemon: agents behave the same on every box and never see themselves as root.
-INSIDE_ID = 1000
-
 #: A working bubblewrap answers in 40 ms; one that has not by now hangs.
 PROBE_TIMEOUT_S = 2.0
 
 #: Where bubblewrap is looked for: never in the daemon's own PATH, which is its caller's.
 SEARCH_PATH = "/usr/local/bin:/usr/bin:/bin"
 
-#: Directories beside /usr that hold programs and libraries; on most systems symlinks into it.
-_SYSTEM_DIRS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-
-_TMP = "/tmp"  # noqa: S108 (inside it is private)
-_SHM = "/dev/shm"  # noqa: S108 (the same)
-
-#: The files of /etc that libraries need. Never a directory that also holds private keys.
-_ETC = (
-    "ld.so.cache", "localtime", "mime.types", "services", "protocols", "alternatives",
-    "ssl/certs", "ssl/cert.pem", "ssl/openssl.cnf", "ca-certificates", "ca-certificates.conf",
-    "pki/ca-trust/extracted", "pki/tls/certs", "pki/tls/cert.pem", "pki/tls/openssl.cnf", "crypto-policies",
+NO_WALLS = (
+    "isolation is off: agents can read and change whatever the daemon's user can, and /workspace is not mapped "
+    "(use WORKSPACE_DIR or workspace.path)"
 )
 
 
 class Isolation(NamedTuple):
-    """How agents are confined: `mode` is "bwrap" or "none", `reason` a sentence that says why."""
+    """How agents are confined: `mode` is "bwrap" or "none", `reason` a sentence that says why.
+
+    `weaknesses` has a sentence for each wall that this host cannot give; `seccomp` is the filter of system calls.
+    """
 
     mode: str
     reason: str
     bwrap_path: str | None
+    weaknesses: tuple[str, ...] = ()
+    seccomp: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +150,9 @@ class Command:
                 os.close(fd)
 
 
-#: Stands for the descriptor that carries `args_data`.
+#: Stand for the descriptors that carry `args_data` and the filter of system calls.
 ARGS_FD = "{fd:args}"
+SECCOMP_FD = "{fd:seccomp}"
 
 
 def detect(wanted: str) -> Isolation:
@@ -167,14 +161,15 @@ def detect(wanted: str) -> Isolation:
     Raises OrpheusError(invalid-request) when bubblewrap is demanded and does not work.
     """
     if wanted == "none":
-        return Isolation("none", "isolation is switched off in the settings", None)
+        return Isolation("none", "isolation is switched off in the settings", None, (NO_WALLS,))
     path = shutil.which("bwrap", path=SEARCH_PATH)
-    problem = f"bubblewrap is not installed (no bwrap in {SEARCH_PATH})" if path is None else _probe(path)
-    if path is not None and problem is None:
-        return Isolation("bwrap", "bubblewrap works here with every namespace", path)
+    found = _walls(path)
+    problem = f"bubblewrap is not installed (no bwrap in {SEARCH_PATH})" if path is None else _probe(found)
+    if problem is None:
+        return found
     if wanted == "bwrap":
         raise OrpheusError("invalid-request", f"isolation is set to bwrap, but {problem}; {_remedy(path)}")
-    return Isolation("none", f"{problem}; {_remedy(path)}", None)
+    return Isolation("none", f"{problem}; {_remedy(path)}", None, (NO_WALLS,))
 
 
 def find_interpreter() -> Interpreter:
@@ -221,19 +216,19 @@ def template_argv(
         return Command(
             [python, "-I", "-c", bootstrap.replace("{lib!r}", repr(str(lib.directory)))], b"", env,
             str(spec.code_dir), f"{spec.link_dir}/{SOCKET_NAME}", str(spec.code_dir), str(spec.workspace_dir))
-    args = [*_namespaces(spec.network), "--as-pid-1", "--hostname", spec.agent]
-    args += _root(interpreter, spec.network, TMP_LIMIT_BYTES)
+    args = [*_namespaces(isolation, spec.network), "--as-pid-1", "--hostname", spec.agent]
+    args += root_of(interpreter.binds, spec.network, TMP_LIMIT_BYTES)
     args += ["--ro-bind", str(spec.code_dir), CODE_DIR, "--bind", str(spec.workspace_dir), WORKSPACE_DIR]
     if spec.venv_dir is not None:
         args += ["--ro-bind", str(spec.venv_dir), VENV_DIR]
     for name, source in lib.parts:
         args += ["--ro-bind", str(source), f"{LIB_DIR}/{name}"]
-    args += ["--ro-bind", str(spec.link_dir), LINK_DIR, *_sealed(), "--chdir", CODE_DIR, *_environment(env)]
+    args += ["--ro-bind", str(spec.link_dir), LINK_DIR, *sealed(), "--chdir", CODE_DIR, *_environment(env)]
     return Command(
         [str(isolation.bwrap_path), "--args", ARGS_FD, "--", python, "-I", "-c",
          bootstrap.replace("{lib!r}", repr(LIB_DIR))],
         _joined(args), {}, "/", f"{LINK_DIR}/{SOCKET_NAME}", CODE_DIR, WORKSPACE_DIR,
-        _etc_data(spec.agent, spec.network))
+        _data(isolation, spec.agent, spec.network))
 
 
 def build_paths(isolation: Isolation, venv_dir: Path, requirements: Path, cache_dir: Path) -> BuildPaths:
@@ -262,70 +257,34 @@ def build_argv(
     if isolation.mode != "bwrap":
         return Command(list(command), b"", whole_env, str(venv_dir))
     inside = build_paths(isolation, venv_dir, requirements, cache_dir)
-    args = [*_namespaces(network=True), "--die-with-parent", "--hostname", "build"]
-    args += _root(interpreter, network=True, tmp_limit_bytes=BUILD_TMP_LIMIT_BYTES)
+    args = [*_namespaces(isolation, network=True), "--die-with-parent", "--hostname", "build"]
+    args += root_of(interpreter.binds, network=True, tmp_limit_bytes=BUILD_TMP_LIMIT_BYTES)
     args += ["--bind", str(venv_dir), inside.venv_dir, "--bind", str(cache_dir), inside.cache_dir]
     args += ["--ro-bind", str(requirements), inside.requirements]
     for path in extra_ro_binds:
         args += ["--ro-bind", str(path), str(path)]
-    args += [*_sealed(), "--chdir", _TMP, *_environment({"HOME": _TMP, **whole_env})]
+    args += [*sealed(), "--chdir", TMP_DIR, *_environment({"HOME": TMP_DIR, **whole_env})]
     return Command(
         [str(isolation.bwrap_path), "--args", ARGS_FD, "--", *command], _joined(args), {}, "/",
-        data=_etc_data("build", network=True))
+        data=_data(isolation, "build", network=True))
 
 
-def _namespaces(network: bool) -> list[str]:
+def _namespaces(isolation: Isolation, network: bool) -> list[str]:
+    """What is taken from a process, rather than from its sight."""
     kinds = ["user", "pid", "ipc", "uts", "cgroup-try"] + ([] if network else ["net"])
     ids = ["--uid", str(INSIDE_ID), "--gid", str(INSIDE_ID)]
-    return [*(f"--unshare-{kind}" for kind in kinds), *ids, "--new-session", "--clearenv", "--cap-drop", "ALL"]
-
-
-def _root(interpreter: Interpreter, network: bool, tmp_limit_bytes: int) -> list[str]:
-    args = ["--ro-bind", "/usr", "/usr"]
-    for path in map(Path, _SYSTEM_DIRS):
-        if path.is_symlink():
-            args += ["--symlink", str(path.readlink()), str(path)]
-        elif path.is_dir():
-            args += ["--ro-bind", str(path), str(path)]
-    args += ["--dir", "/etc", "--dir", "/run"]
-    for name in _ETC:
-        args += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
-    for name in _etc_data("", network):
-        args += ["--perms", "0444", "--file", name, f"/etc/{name[4:-1]}"]
-    if network and Path("/etc/resolv.conf").exists():
-        args += ["--ro-bind", os.path.realpath("/etc/resolv.conf"), "/etc/resolv.conf"]
-    args += ["--proc", "/proc", "--dev", "/dev", "--size", str(SHM_LIMIT_BYTES), "--perms", "1777"]
-    args += ["--tmpfs", _SHM, "--size", str(tmp_limit_bytes), "--perms", "1777", "--tmpfs", _TMP]
-    for path in interpreter.binds:
-        args += ["--ro-bind", str(path), str(path)]
-    return args
-
-
-def _sealed() -> list[str]:
-    """The last arguments. /dev and / are made by bubblewrap and stay writable until they are sealed.
-
-    /proc is sealed because of daemons that run as root: uid 0 of the host may write /proc/sys and
-    /proc/sysrq-trigger without any capability, whatever uid it has inside.
-    """
-    return ["--remount-ro", "/proc", "--remount-ro", "/dev", "--remount-ro", "/"]
+    seccomp = ["--seccomp", SECCOMP_FD] if isolation.seccomp else []
+    unshared = [f"--unshare-{kind}" for kind in kinds]
+    return [*unshared, *ids, "--new-session", "--clearenv", "--cap-drop", "ALL", *seccomp]
 
 
 def _environment(env: Mapping[str, str]) -> list[str]:
     return [word for name, value in env.items() for word in ("--setenv", name, value)]
 
 
-def _etc_data(hostname: str, network: bool) -> dict[str, bytes]:
-    """Generated files of /etc by descriptor name: the host's users and services are none of an agent's business."""
-    hosts = "127.0.0.1 localhost\n::1 localhost\n"
-    if network and Path("/etc/hosts").exists():
-        hosts = Path("/etc/hosts").read_text("utf-8", "replace").rstrip() + "\n"
-    files = {
-        "passwd": f"agent:x:{INSIDE_ID}:{INSIDE_ID}::{WORKSPACE_DIR}:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n",
-        "group": f"agent:x:{INSIDE_ID}:\nnogroup:x:65534:\n",
-        "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n",
-        "hosts": f"{hosts}127.0.1.1 {hostname}\n",
-    }
-    return {f"{{fd:{name}}}": text.encode() for name, text in files.items()}
+def _data(isolation: Isolation, hostname: str, network: bool) -> dict[str, bytes]:
+    """Everything that goes to bubblewrap in a descriptor, by its name."""
+    return {**etc_files(hostname, network), **({SECCOMP_FD: isolation.seccomp} if isolation.seccomp else {})}
 
 
 def _joined(args: Sequence[str]) -> bytes:
@@ -342,14 +301,28 @@ def _memory_file(content: bytes) -> int:
     return fd
 
 
-def _probe(bwrap_path: str) -> str | None:
+def _walls(bwrap_path: str | None) -> Isolation:
+    """What there is beside bubblewrap, should that work."""
+    weaknesses: list[str] = []
+    seccomp = b""
+    try:
+        seccomp = syscalls.compiled()
+    except syscalls.NoFilter as error:
+        weaknesses.append(f"agents can make every system call: {error}; install it (apt install libseccomp2)")
+    if not landlock.has_scopes():
+        weaknesses.append("agents that have the network reach the host's abstract Unix sockets: this kernel cannot "
+                          "close them (Landlock of Linux 6.12 or newer does)")
+    return Isolation("bwrap", "bubblewrap works here with every namespace", bwrap_path, tuple(weaknesses), seccomp)
+
+
+def _probe(isolation: Isolation) -> str | None:
     """What is wrong with bubblewrap here, or None. Runs the agents' own interpreter in the agents' own root."""
     interpreter = find_interpreter()
-    args = [*_namespaces(network=False), "--as-pid-1", "--die-with-parent"]
-    args += [*_root(interpreter, False, TMP_LIMIT_BYTES), *_sealed()]
+    args = [*_namespaces(isolation, network=False), "--as-pid-1", "--die-with-parent"]
+    args += [*root_of(interpreter.binds, False, TMP_LIMIT_BYTES), *sealed()]
     command = Command(
-        [bwrap_path, "--args", ARGS_FD, "--", str(interpreter.executable), "-I", "-S", "-c", ""],
-        _joined(args), {}, "/", data=_etc_data("probe", network=False))
+        [str(isolation.bwrap_path), "--args", ARGS_FD, "--", str(interpreter.executable), "-I", "-S", "-c", ""],
+        _joined(args), {}, "/", data=_data(isolation, "probe", network=False))
     try:
         with command.opened() as (argv, fds):
             done = subprocess.run(

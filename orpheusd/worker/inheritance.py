@@ -78,11 +78,6 @@ def become_subreaper() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
 
 
-def forbid_cores() -> None:
-    """A core has the secrets of every session in it, and wherever it is written is none of their places."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-
-
 def _reseed() -> None:
     """Python's own `random` reseeds itself in a fork; numpy's global generator does not."""
     numpy_random = sys.modules.get("numpy.random")

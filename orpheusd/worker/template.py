@@ -24,10 +24,10 @@ from orpheusd.worker import failures, handler, output, sheet
 from orpheusd.worker import main as worker_main
 from orpheusd.worker.channel import ChannelClosed, dial
 from orpheusd.worker.children import Children, Death
+from orpheusd.worker.confinement import confine
 from orpheusd.worker.drains import Drains, Line, open_pipe
 from orpheusd.worker.inheritance import (
     become_subreaper,
-    forbid_cores,
     open_fds,
     reset_after_fork,
     silence_output,
@@ -95,7 +95,6 @@ class Template:
         self._poll = select.poll()
         self._drains = Drains(self._poll, self._say)
         become_subreaper()
-        forbid_cores()
         self._wakeup = _catch_signals()
         self._channel = dial(launch.socket, Role.TEMPLATE, launch.template_id, launch.nonce)
         self._setup_deadline = time.monotonic() + SETUP_LIMIT_S
@@ -233,6 +232,7 @@ class Template:
     def _prepare(self, setup: Setup) -> None:
         """Become the agent's, as every worker shall be, and import its module if that is to be shared."""
         try:
+            confine(setup.isolation == "bwrap")
             worker_main.settle(setup)
             if setup.preload:
                 before = open_fds()

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from orpheusd.process import sandbox
+from orpheusd.process import root, sandbox
 
 NOBODY = 65534
 
@@ -180,7 +180,7 @@ PROBES: dict[str, Probe] = {
     "write core_pattern": Probe(
         "openable('/proc/sys/kernel/core_pattern')", lambda answer: answer in ("EROFS", "EACCES")),
     "write anything of the kernel": Probe("writable('/proc')", []),
-    "sizes": Probe("[size('/tmp'), size('/dev/shm')]", [sandbox.TMP_LIMIT_BYTES, sandbox.SHM_LIMIT_BYTES]),
+    "sizes": Probe("[size('/tmp'), size('/dev/shm')]", [sandbox.TMP_LIMIT_BYTES, root.SHM_LIMIT_BYTES]),
     # and it is a place to live in
     "who am I": Probe("[getpass.getuser(), os.path.expanduser('~'), socket.gethostname(), os.getcwd()]", [
         "agent", "/workspace", "my-agent", "/agent"]),

@@ -10,6 +10,7 @@ from orpheusd.errors import OrpheusError
 from orpheusd.process import sandbox
 from orpheusd.process.sandbox import (
     ARGS_FD,
+    SECCOMP_FD,
     Command,
     Interpreter,
     Isolation,
@@ -158,6 +159,27 @@ def test_a_build_sees_its_own_things_only() -> None:
     assert "--die-with-parent" in words(command)
     assert "--unshare-net" not in words(command)
     assert command.argv[4:] == ["/venv/bin/python", "-m", "pip", "install", "-r", "/build/requirements.txt"]
+
+
+def test_the_filter_of_system_calls_is_in_every_sandbox() -> None:
+    filtered = BWRAP._replace(seccomp=b"filter")
+    build = build_argv(filtered, PYTHON, Path("/v"), Path("/r"), Path("/c"), [], {}, ["true"])
+    for command in (template_argv(filtered, PYTHON, spec(), find_runtime_lib()), build):
+        told = words(command)
+        assert told[told.index("--seccomp") + 1] == SECCOMP_FD
+        assert command.data[SECCOMP_FD] == b"filter"
+    without = template_argv(BWRAP, PYTHON, spec(), find_runtime_lib())
+    assert "--seccomp" not in words(without)
+    assert SECCOMP_FD not in without.data
+
+
+def test_what_a_kernel_cannot_close_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox.landlock, "has_scopes", lambda: False)
+    found = detect("auto")
+    if found.mode != "bwrap":
+        pytest.skip(found.reason)
+    assert any("abstract Unix sockets" in weakness for weakness in found.weaknesses)
+    assert detect("none").weaknesses == (sandbox.NO_WALLS,)
 
 
 def test_detect_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ RESULTS: dict[str, Schema] = {
     "session.list": record(sessions=array(_SESSION), total=COUNT),
     "session.show": {"allOf": [_SESSION, record(agent=AGENT_NAME)]},
     "status": record(version=STRING, pid=COUNT, uptime_s=NUMBER, isolation=STRING, isolation_reason=optional(STRING),
-                     memory_limit=_MEMORY_LIMIT, memory_limit_reason=STRING,
+                     isolation_weaknesses=array(STRING), memory_limit=_MEMORY_LIMIT, memory_limit_reason=STRING,
                      state_dir=STRING, runtime_dir=STRING, http=optional(STRING), agents=COUNT, workers=COUNT,
                      ready=BOOLEAN),
     "health": record(status={"enum": ["ok", "draining"]}, uptime_s=NUMBER, agents=COUNT, workers=COUNT),
