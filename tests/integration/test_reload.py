@@ -1,5 +1,6 @@
 """A reload: the daemon executes itself anew in place, and callers see at most a pause."""
 
+import asyncio
 import itertools
 import json
 import signal
@@ -14,10 +15,13 @@ import httpx
 import psutil
 import pytest
 
+from orpheusd.core import events as ev
 from orpheusd.errors import OrpheusError
+from orpheusd.pending import Pending
 from tests.daemon import Control, Daemon, write_agent
 from tests.eventually import eventually
 from tests.fault.aftermath import Aftermath, witness
+from tests.integration.engine_house import TIMEOUT_S, House, in_house
 
 NewDaemon = Callable[..., Daemon]
 
@@ -355,3 +359,23 @@ def test_twenty_reloads_leave_nothing_open(new_daemon: NewDaemon, tmp_path: Path
             assert answer["result"]["turn"] == turn, (answer, daemon.log)
         eventually(lambda: psutil.Process(daemon.pid).num_fds() <= fds)
         assert not zombies(daemon)
+
+
+def test_a_detached_run_whose_turn_comes_while_nothing_begins_stays_queued() -> None:
+    async def story(house: House) -> None:
+        engine, loop = house.engine, asyncio.get_running_loop()
+        written, ended = loop.create_future(), loop.create_future()
+        began = house.line("in sleeps")
+        for run, tell in (("r-1", lambda _outcome: None), ("r-2", ended.set_result)):
+            engine.start_run(ev.RunRequested(run, "probe"), Pending(
+                b'{"do": "sleeps"}', "ctl", "test", tell, None, detached=True))
+        await asyncio.wait_for(began, TIMEOUT_S)
+        await engine.hold(TIMEOUT_S)
+        engine.ends.when("r-1", written.set_result)
+        engine.feed(ev.CancelRequested("r-1"))
+        assert await asyncio.wait_for(written, TIMEOUT_S), "its end is in the log, and the worker is free"
+        states = {run: await house.recorder.detail(run) for run in ("r-1", "r-2")}
+        assert [detail.run.state for detail in states.values() if detail is not None] == ["cancelled", "queued"]
+        assert not ended.done()
+
+    in_house(story)
