@@ -4,7 +4,6 @@ Or it takes them half apart and executes itself anew; what must not close meanwh
 """
 
 import asyncio
-import fcntl
 import logging
 import os
 import resource
@@ -15,8 +14,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
-from typing import IO
 
 import orpheusd
 from orpheusd.audit import Audit
@@ -25,11 +22,12 @@ from orpheusd.core import effects as ef
 from orpheusd.core.pool import Policy
 from orpheusd.deploy.versions import VersionStore
 from orpheusd.deployments import Deployments
+from orpheusd.directories import hold
 from orpheusd.doors.control import ControlDoor
 from orpheusd.doors.front import FrontDoors, bind, tag_of
 from orpheusd.doors.place import check_place
 from orpheusd.engine import Engine
-from orpheusd.errors import EXIT_FAULT, AlreadyRunning, OrpheusError
+from orpheusd.errors import EXIT_FAULT
 from orpheusd.failpoints import reached
 from orpheusd.handover import Handover, pack, unpack
 from orpheusd.lag import LoopLag
@@ -81,8 +79,8 @@ async def serve(config: Config, configure: Callable[[], Config], left: int | Non
     if left is not None:
         reap_inherited([door.pid for door in handed.doors] if handed is not None else ())
     stop = Signals()
-    with (_lock(config.state_dir, handed.state_lock if handed is not None else None) as state_lock,
-          _lock(config.runtime_dir, handed.runtime_lock if handed is not None else None) as runtime_lock):
+    with (hold(config.state_dir, handed.state_lock if handed is not None else None) as state_lock,
+          hold(config.runtime_dir, handed.runtime_lock if handed is not None else None) as runtime_lock):
         reached("daemon-locked")
         if handed is None:
             # a door that has not noticed yet that its daemon was killed still holds the port
@@ -366,37 +364,3 @@ def _log_failed(loop: asyncio.AbstractEventLoop, reason: str) -> None:
     with suppress(RuntimeError):  # the loop is closed: it ends already
         loop.call_soon_threadsafe(loop.call_exception_handler, {
             "message": "the run log has failed for good; no more runs are accepted", "exception": LogFailed(reason)})
-
-
-def _lock(directory: Path, held: int | None) -> IO[str]:
-    """Holds the state or runtime directory while it is open. Raises AlreadyRunning when another daemon has it.
-
-    `held` is the lock as an earlier image of this process had it: it was never anybody else's.
-    """
-    _private(directory)
-    path = directory / "lock"
-    if held is not None and path.exists() and path.samefile(f"/proc/self/fd/{held}"):
-        return os.fdopen(held, "a+")
-    lock = path.open("a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        holder = lock.read().strip() or "unknown"
-        lock.close()
-        raise AlreadyRunning(f"orpheusd is already running on {directory} (pid {holder})") from None
-    lock.truncate(0)
-    lock.write(f"{os.getpid()}\n")
-    lock.flush()
-    return lock
-
-
-def _private(directory: Path) -> None:
-    try:
-        directory.mkdir(mode=0o750 if directory.parts[:2] == ("/", "run") else 0o700, parents=True, exist_ok=True)
-        if not os.access(directory, os.W_OK | os.X_OK):
-            raise PermissionError("it is not writable for this user")
-    except OSError as error:
-        raise OrpheusError(
-            "invalid-request", f"cannot use {directory}: {error}; name another one with --state-dir or --runtime-dir"
-        ) from error

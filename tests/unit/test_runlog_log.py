@@ -46,10 +46,11 @@ def test_a_failure_keeps_its_story(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_over_within_a_commit_is_written_once(tmp_path: Path) -> None:
-    with Log(tmp_path, Settings(linger_s=5.0, check_budget_s=30.0)) as log:
-        for number in range(100):
+    # fewer changes than a full batch, which would be committed at once
+    with Log(tmp_path, Settings(linger_s=2.0, check_budget_s=30.0)) as log:
+        for number in range(80):
             whole_run(log.log, f"r-{number}")
-        log.settle(100)
+        log.settle(80)
         assert log.log.health()["commits"] == 1
 
 
