@@ -58,15 +58,15 @@ class _Herd:
         ignored: Callable[..., None] = lambda *_: None  # noqa: E731
         lib = make_lib_dir(directory / "run" / "lib")
         self.processes = Processes(directory / "run", detect("auto"), find_interpreter(), lib,
-                                   Sinks(self._hear, ignored, ignored, ignored, ignored, ignored))
+                                   Sinks(self._hear, *[ignored] * (len(Sinks._fields) - 1)))
 
     async def template(self, id: str, folder: Path, preload: bool) -> None:
         workspace = self._directory / id
         workspace.mkdir()
         setup = {"agent": id, "version": 1, "module": "agent", "entrypoint": "handler", "concurrency": 1,
-                 "preload": preload, "env": {}, "result_limit_bytes": RESULT_LIMIT_BYTES}
+                 "preload": preload, "env": {}, "result_limit_bytes": RESULT_LIMIT_BYTES, "orphan_ttl_s": 60.0}
         ready = self._expect(ev.TemplateReady, id)
-        self.processes.start_template(id, Plan(id, folder, workspace, None, True, setup))
+        self.processes.start_template(id, Plan(id, 1, folder, workspace, None, True, setup))
         await asyncio.wait_for(ready, TIMEOUT_S)
 
     async def fork(self, template: str, worker: str) -> float:

@@ -95,10 +95,10 @@ Other signals mean nothing and are ignored, however many come, but for those tha
 
 ## When the daemon is killed
 
-Nothing has to be done but to start it again; a service manager does. Templates and workers go on with what they are doing,
-hold results that were not recorded, and dial again every 50 ms for up to `orphan_ttl_s` (60 s); then they leave. The
-next daemon finds in the runtime directory (`born/`) which templates there are and how they prove themselves, is ready
-at once, and adopts each agent's workers as they dial:
+Nothing has to be done but to start it again; a service manager does. Templates and workers go on with what they are
+doing, hold results that were not recorded, and dial again every 50 ms for up to `orphan_ttl_s` (60 s); then they
+leave. The next daemon finds in the runtime directory (`born/`) which templates there are and how they prove
+themselves, is ready at once, and adopts each agent's workers as they dial:
 
 | what there was | what becomes of it |
 |---|---|
@@ -111,8 +111,8 @@ at once, and adopts each agent's workers as they dial:
 | a worker that died meanwhile | its runs are `crashed`, cause unknown; its sessions are `lost` or `restored` |
 | a template that speaks another version of the protocol | is killed with its workers |
 
-So the runtime directory must outlive the daemon (`RuntimeDirectoryPreserve=restart`), and a service manager must not kill
-what is left when the daemon dies by itself.
+So the runtime directory must outlive the daemon (`RuntimeDirectoryPreserve=restart`), and a service manager must not
+kill what is left when the daemon dies by itself.
 """
 
 AUDIT = """

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests import leaks
@@ -25,6 +26,11 @@ BACKSTOP_S = 30.0
 
 
 REAL_STDERR = pytest.StashKey[int]()
+
+
+# A test says what must be so; how long it takes is the machine's business, and `deadline` is ours.
+hypothesis.settings.register_profile("house", deadline=None)
+hypothesis.settings.load_profile("house")
 
 
 class Late(BaseException):

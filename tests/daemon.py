@@ -42,12 +42,20 @@ class Control:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(timeout_s)
         try:
-            self.socket.connect(str(path))
+            eventually(lambda: self._connects(path), timeout_s, f"room in the queue of {path}")
         except OSError:
             self.socket.close()
             raise
         self._lines = self.socket.makefile("rb")
         self._last_id = 0
+
+    def _connects(self, path: Path) -> bool:
+        """False while too many wait to be accepted (unix(7): EAGAIN)."""
+        try:
+            self.socket.connect(str(path))
+        except BlockingIOError:
+            return False
+        return True
 
     def send(self, method: str, **params: Any) -> int:
         """The id of the request that was sent."""
@@ -160,14 +168,14 @@ class Daemon:
         return code
 
     def kill(self) -> None:
-        """SIGKILL to the daemon; what it leaves behind gets time to leave by itself and is then killed too."""
+        """SIGKILL to the daemon and to all that it would leave to the next one."""
         if self.process is None:
             return
         family = self.family()
         self.process.kill()
         self.process.wait(STOP_TIMEOUT_S)
         self.process = None
-        self._bury(family)
+        self._bury(family, patience_s=0.0)
 
     def crash(self) -> None:
         """SIGKILL to the daemon alone: what it started is left to the next one, which `start` starts."""
@@ -261,10 +269,11 @@ class Daemon:
                     found.append(process)
         return found
 
-    def _bury(self, family: list[psutil.Process]) -> None:
-        _, alive = psutil.wait_procs(family, timeout=2)
+    def _bury(self, family: list[psutil.Process], patience_s: float = 2.0) -> None:
+        _, alive = psutil.wait_procs(family, timeout=patience_s)
         for process in alive:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         psutil.wait_procs(alive, timeout=2)
 
 

@@ -34,7 +34,7 @@ class Channel(asyncio.Protocol):
 
     `undelivered` are the runs that the other end has certainly not read. When a process dies with bytes unread,
     the kernel resets the connection instead of ending it (unix(7) sockets; unix_release_sock), and then the last
-    message was among them.
+    message was among them. `last_run` is the run of that message, if it was one and nothing has been said of it since.
     """
 
     def __init__(self, listener: Listener, home: str) -> None:
@@ -42,7 +42,7 @@ class Channel(asyncio.Protocol):
         self.owner = ""
         self.process: PidFd | None = None
         self.undelivered: set[str] = set()
-        self._last_run: str | None = None
+        self.last_run: str | None = None
         self._listener = listener
         self._link = WorkerLink(Role.SUPERVISOR, orjson.loads, orjson.dumps)
         self._transport: asyncio.Transport | None = None
@@ -80,8 +80,8 @@ class Channel(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.resume_writing()
         self.met()
-        if self._last_run is not None and isinstance(exc, ConnectionResetError | BrokenPipeError):
-            self.undelivered.add(self._last_run)
+        if self.last_run is not None and isinstance(exc, ConnectionResetError | BrokenPipeError):
+            self.undelivered.add(self.last_run)
         self._listener.closed(self)
 
     def say(self, type: str, fields: dict[str, Any], payload: bytes = b"") -> None:
@@ -90,7 +90,7 @@ class Channel(asyncio.Protocol):
         run_id = fields["run_id"] if type == "run" else None
         if transport is not None and not transport.is_closing():
             transport.write(self._link.send(type, fields, payload))
-            self._last_run = run_id
+            self.last_run = run_id
         elif run_id is not None:
             self.undelivered.add(run_id)
 
@@ -102,6 +102,11 @@ class Channel(asyncio.Protocol):
             if transport.get_write_buffer_size():
                 self._flushed = asyncio.get_running_loop().create_future()
                 await self._flushed
+
+    def has_read(self, run_id: str) -> None:
+        """The other end has said something of the run."""
+        if self.last_run == run_id:
+            self.last_run = None
 
     def met(self) -> None:
         """The hello was believed, or never will be."""

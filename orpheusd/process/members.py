@@ -4,7 +4,7 @@ from collections import deque
 from typing import Any, Protocol
 
 from orpheusd.process.channel import Channel
-from orpheusd.process.holdings import Session
+from orpheusd.process.holdings import HELD_LIMIT, SESSIONS_LIMIT, Session, sessions_in
 from orpheusd.process.pidfds import PidFd
 from orpheusd.process.records import Record
 from orpheusd.process.remains import Ending
@@ -46,7 +46,8 @@ class TemplateMember:
 
 class WorkerMember:
     """Invariant: `eof` and `dead` are facts; it is reported as exited once both are, and then forgotten. `orphaned`:
-    an earlier daemon knew it, and it has not dialled again yet; `sessions` and `held` are what it told since."""
+    an earlier daemon knew it, and it has not dialled again yet; `sessions` and `held` are what it told since.
+    `_acknowledged` are runs whose ends are in the log, and which it has not been told of."""
 
     def __init__(self, id: str, template: TemplateMember, orphaned: bool = False) -> None:
         self.id = id
@@ -56,6 +57,7 @@ class WorkerMember:
         self.ending = Ending()
         self.sessions: list[Session] = []
         self.held: list[Message] = []
+        self._acknowledged: list[str] = []
         self.eof = False
         self.dead = False
         self.waited = False
@@ -69,3 +71,28 @@ class WorkerMember:
     @property
     def nonce(self) -> str:
         return self.template.record.nonce(self.id)
+
+    def holds(self, message: Message) -> None:
+        """It tells of sessions, or of a run, that it has; beyond a bound it is not believed."""
+        if message.type == "sessions" and len(self.sessions) < SESSIONS_LIMIT:
+            self.sessions += sessions_in(message.payload)
+        elif message.type == "held" and len(self.held) < HELD_LIMIT:
+            self.held.append(message)
+
+    def acknowledge(self, run_ids: list[str]) -> None:
+        """Tell it that these ends are in the log, once it has read the run that it was sent last: said behind that, it
+        would hide that a worker which dies has never read it."""
+        self._acknowledged += run_ids
+        if self.channel is not None and self.channel.last_run is None:
+            self._say_acknowledged(self.channel)
+
+    def has_read(self, run_id: str) -> None:
+        """It has said something of the run."""
+        if self.channel is not None:
+            self.channel.has_read(run_id)
+            if self._acknowledged:
+                self._say_acknowledged(self.channel)
+
+    def _say_acknowledged(self, channel: Channel) -> None:
+        run_ids, self._acknowledged = self._acknowledged, []
+        channel.say("acknowledged", {"run_ids": run_ids})

@@ -20,7 +20,7 @@ from orpheusd.core import events as ev
 from orpheusd.process.adopted import AdoptedTemplate
 from orpheusd.process.causes import error_text
 from orpheusd.process.channel import Channel
-from orpheusd.process.holdings import HELD_LIMIT, SESSIONS_LIMIT, Session, orphans_in, sessions_in
+from orpheusd.process.holdings import Session, orphans_in
 from orpheusd.process.limits import Limits
 from orpheusd.process.lives import Lives
 from orpheusd.process.members import TemplateMember, WorkerMember
@@ -77,13 +77,13 @@ class Processes:
         self._workers: dict[str, WorkerMember] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._heard: dict[str, Callable[[Channel, Message], None]] = {
-            "ended": lambda channel, message: self._sinks.ended(channel.owner, message),
+            "ended": self._heard_ended,
             "output": lambda channel, message: self._sinks.output(channel.owner, message),
             "log": self._heard_log,
             "hello": self._heard_hello,
             "workers": self._heard_workers,
-            "sessions": self._heard_sessions,
-            "held": self._heard_held,
+            "sessions": self._heard_holding,
+            "held": self._heard_holding,
             "ready": self._heard_ready,
             "failed": self._heard_failed,
             "exited": self._heard_exited,
@@ -180,8 +180,8 @@ class Processes:
     def acknowledge(self, worker_id: str, run_ids: list[str]) -> None:
         """The run log has the ends of these runs; the worker need not keep them."""
         worker = self._workers.get(worker_id)
-        if worker is not None and worker.channel is not None:
-            worker.channel.say("acknowledged", {"run_ids": run_ids})
+        if worker is not None:
+            worker.acknowledge(run_ids)
 
     def end_session(self, worker_id: str, session_id: str, reason: str) -> None:
         worker = self._workers.get(worker_id)
@@ -281,6 +281,12 @@ class Processes:
         if known.kill_wanted:
             known.ending.send(channel.process, signal.SIGKILL, known.kill_wanted)
 
+    def _heard_ended(self, channel: Channel, message: Message) -> None:
+        worker = self._workers.get(channel.owner)
+        if worker is not None:
+            worker.has_read(message.fields["run_id"])
+        self._sinks.ended(channel.owner, message)
+
     def _heard_workers(self, channel: Channel, message: Message) -> None:
         template = self._templates.get(channel.owner)
         if template is not None and template.orphaned:
@@ -288,15 +294,10 @@ class Processes:
             for id in template.orphans:
                 self._workers.setdefault(id, WorkerMember(id, template, orphaned=True))
 
-    def _heard_sessions(self, channel: Channel, message: Message) -> None:
+    def _heard_holding(self, channel: Channel, message: Message) -> None:
         worker = self._workers.get(channel.owner)
-        if worker is not None and worker.orphaned and len(worker.sessions) < SESSIONS_LIMIT:
-            worker.sessions += sessions_in(message.payload)
-
-    def _heard_held(self, channel: Channel, message: Message) -> None:
-        worker = self._workers.get(channel.owner)
-        if worker is not None and worker.orphaned and len(worker.held) < HELD_LIMIT:
-            worker.held.append(message)
+        if worker is not None and worker.orphaned:
+            worker.holds(message)
 
     def _heard_ready(self, channel: Channel, message: Message) -> None:
         worker, template = self._workers.get(channel.owner), self._templates.get(channel.owner)
@@ -377,9 +378,8 @@ class Processes:
             return
         if worker.process is not None:
             worker.process.close()
-        now = asyncio.get_running_loop().time()
-        remains = worker.ending.remains(
-            self.limits.end(worker.id), self.monitor.oom_kills, self.monitor.forget(worker.id), now)
+        id, now = worker.id, asyncio.get_running_loop().time()
+        remains = worker.ending.remains(self.limits.end(id), self.monitor.oom_kills, self.monitor.forget(id), now)
         if not worker.told_to_stop:
             log.warning("worker %s of %s ended: %s", worker.id, worker.template.agent, remains.cause)
         unread = frozenset(worker.channel.undelivered) if worker.channel is not None else frozenset[str]()

@@ -35,6 +35,8 @@ from tests.fault.invariants import (
 
 #: The pool's target of I7; everything else is faster.
 SETTLE_S = 5.0
+#: Before the fault there is no promise to hold, only a machine that may be busy.
+REST_S = 30.0
 #: Beyond this many runs `run.show` is asked about the last ones only.
 SHOWN_LIMIT = 200
 
@@ -75,7 +77,7 @@ class Aftermath:
         self._settle_s = settle_s
 
     def __enter__(self) -> Self:
-        eventually(self._at_rest, self._settle_s, "workers that are ready and a log that is written before the fault")
+        eventually(self._at_rest, REST_S, "workers that are ready and a log that is written before the fault")
         self._first_seq = max((row.seq for row in stored(self.daemon, 0)), default=0)
         self._effects_from = {path: path.stat().st_size for path in self._effect_files()}
         self._log_from = len(self.daemon.log)

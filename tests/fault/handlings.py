@@ -20,7 +20,7 @@ class Handling(NamedTuple):
 
 WORKER_DIES = (
     Handling(1, "a run that no worker has read goes to another", "orpheusd/process/channel.py",
-             "self.undelivered.add(self._last_run)", "pass",
+             "self.undelivered.add(self.last_run)", "pass",
              ("fault/test_worker_dies.py::test_a_run_that_no_worker_had_read_goes_to_another",)),
     Handling(2, "no core is written", "orpheusd/worker/inheritance.py",
              "resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))", "pass",
@@ -68,7 +68,7 @@ DAEMON_DIES = (
              "if self._begun.setdefault(run_id, False):", "if not self._begun.setdefault(run_id, False):",
              ("unit/test_detached.py::test_a_run_is_handed_over_once_its_start_is_written",)),
     Handling(33, "a worker keeps a result until the log has it", "orpheusd/worker/holdings.py",
-             'held = self.runs[fields["run_id"]]', 'held = self.runs.pop(fields["run_id"])',
+             'held = self.runs.get(fields["run_id"])', 'held = self.runs.pop(fields["run_id"], None)',
              ("fault/test_daemon_dies.py::test_a_kill_at_each_point_of_a_run",)),
     Handling(36, "the next daemon listens for what the last one left", "orpheusd/deployments.py",
              "orphans = self._engine.processes.orphans()", "orphans = list[Record]()",

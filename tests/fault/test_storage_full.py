@@ -89,6 +89,7 @@ def test_a_full_disk_refuses_new_runs_finishes_old_ones_and_is_over_when_there_i
             "a run to be refused")
         assert "runs cannot be recorded now (the disk is full" in refused.message
         assert "orpheusctl status" in refused.message
+        eventually(lambda: not small.call("status")["run_log"]["pending_changes"], what="all of that to be written")
         after.refuses("overloaded", "run", agent="quick", input={})
         assert over_http(small) == (503, "overloaded")
         status = small.ctl("status")

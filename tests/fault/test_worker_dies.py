@@ -202,7 +202,8 @@ def test_a_killed_worker_crashes_its_run(house: Daemon, points: tuple[int, ...])
             outcome = going.outcome()
             took.append(time.monotonic() - started)
             assert outcome.code == "worker-crashed" and "signal 9" in outcome.message, outcome
-            assert cause_of(house, outcome.run_id) == ("crashed", "signal 9 (SIGKILL)")
+            assert cause_of(house, outcome.run_id) == (
+                "crashed", "signal 9 (SIGKILL), not sent by orpheusd")
             assert after.run("victim", {"do": "echo"}, session_id="s").context == "lost"
     assert min(took) < DETECTION_S, took
 
@@ -211,8 +212,6 @@ def test_a_run_that_no_worker_had_read_goes_to_another(house: Daemon) -> None:
     # fault 1: killed before the first byte of the run was read, so that nothing can have happened
     with Aftermath(house) as after:
         home = after.run("victim", {"do": "echo"}, session_id="unread")
-        # its end is acknowledged by then: if that came after the next run, nobody could tell that this was not read
-        eventually(lambda: not house.call("status")["run_log"]["pending_changes"], what="the log to have its end")
         workers = {row["id"]: row["pid"] for row in house.call("agent.show", agent="victim")["workers"]}
         stopped = psutil.Process(workers[home.worker or ""])
         stopped.suspend()

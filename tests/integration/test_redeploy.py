@@ -258,6 +258,7 @@ def test_a_crash_loop_is_refused_with_the_reason_and_disturbs_nobody(daemon: Dae
     place = Path(daemon.call("workspace.info", agent="crash-loop")["path"])
     (place / "broken").touch()
     with Traffic(daemon, "beside-the-loop", 3) as traffic:
+        eventually(lambda: all(worker["pid"] for worker in show(daemon, "crash-loop")["workers"]), 20)
         for worker in show(daemon, "crash-loop")["workers"]:
             os.kill(worker["pid"], signal.SIGKILL)
         eventually(lambda: show(daemon, "crash-loop")["state"] == "quarantined", 20)
