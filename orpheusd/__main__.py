@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import orpheusd
 from orpheusd import failpoints
 from orpheusd.config import ISOLATIONS, LOG_FORMATS, LOG_LEVELS, Config, load, take_handover
+from orpheusd.doors.token import make_token
 from orpheusd.errors import EXIT_FAULT, CannotStart, OrpheusError
 
 
@@ -26,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             _import_daemon()
             print(f"the settings are good: state {config.state_dir}, runtime {config.runtime_dir}, "
                   f"http {config.http or 'off'}, isolation {config.isolation}")
+            return 0
+        if args.make_token:
+            print(f"made a new token: {make_token(config.state_dir)}; a restart of the daemon takes it")
             return 0
         _set_up_logging(config)
         failpoints.arm(config.failpoints)
@@ -77,6 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--log-level", choices=LOG_LEVELS, help="default: info")
     parser.add_argument("--log-format", choices=LOG_FORMATS, help="default: text")
     parser.add_argument("--debug", action="store_true", default=None, help="check the core's invariants at every step")
+    parser.add_argument("--http-admin", action="store_true", default=None,
+                        help="changes over HTTP too, for whoever has the token")
+    parser.add_argument("--make-token", action="store_true", help="make the token for changes over HTTP, and exit")
     parser.add_argument("--check", action="store_true", help="check the settings and the installation, and exit")
     parser.add_argument("--version", action="version", version=f"orpheusd {orpheusd.__version__}")
     return parser

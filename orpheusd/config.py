@@ -38,6 +38,7 @@ class Config:
     runtime_dir: Path
     http: str | None = "127.0.0.1:7777"
     http_doors: int = 1
+    http_admin: bool = False
     isolation: str = "auto"
     log_level: str = "info"
     log_format: str = "text"
@@ -82,6 +83,7 @@ _TEXT: dict[str, Any] = {
     "runtime_dir": Path,
     "http": str,
     "http_doors": int,
+    "http_admin": _switch,
     "isolation": str,
     "log_level": str,
     "log_format": str,
@@ -102,6 +104,7 @@ DOORS_LIMIT = 64
 _SECONDS = (float, int)
 _KINDS: dict[str, tuple[type, ...]] = {
     "state_dir": (type(Path()),), "runtime_dir": (type(Path()),), "http": (str, type(None)), "http_doors": (int,),
+    "http_admin": (bool,),
     "debug": (bool,), "admin_group": (str,), "start_timeout_s": _SECONDS, "grace_s": _SECONDS,
     "stop_timeout_s": _SECONDS, "orphan_ttl_s": _SECONDS, "build_timeout_s": _SECONDS,
 }  # fmt: skip

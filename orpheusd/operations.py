@@ -175,6 +175,7 @@ OPERATIONS: tuple[Operation, ...] = (
         _UPLOAD._replace(required=False, help="the upload this piece continues; without it a new one begins"),
         Param("data", "string", "the piece, in base64, at most 4 MiB decoded"),
     )),
+    Operation("bundle.drop", Access.ADMIN, "forget an upload that is not deployed yet", (_UPLOAD,)),
     Operation("bundle.inspect", Access.ADMIN, "read the agent.yaml of an uploaded bundle", (_UPLOAD,)),
     Operation("deploy", Access.ADMIN, "deploy an uploaded bundle as the agent's next version", (
         _UPLOAD,

@@ -160,6 +160,10 @@ class Service:
             call.at_end(partial(uploads.abandon, upload_id))
         return {"upload_id": upload_id, "size_bytes": uploads.append(upload_id, piece)}
 
+    def bundle_drop(self, call: Call, params: Params) -> dict[str, Any]:
+        self._store.uploads.abandon(params["upload_id"])
+        return {"upload_id": params["upload_id"]}
+
     def bundle_inspect(self, call: Call, params: Params) -> Later:
         return self._deployments.inspect(params["upload_id"])
 

@@ -2,23 +2,26 @@
 
 Because the daemon holds the socket, a door that dies loses the requests it had and no others: connections wait
 in the socket until the next door accepts them. A door talks to the daemon over a socket pair that carries the
-rights to read and run, and nothing more; it outlives the daemon's image, and its requests wait for the next one. What
-a door does with HTTP is no business of this file.
+rights to read and run, and to change things only where that is switched on and there is a token; it outlives the
+daemon's image, and its requests wait for the next one. What a door does with HTTP is no business of this file.
 """
 
 import asyncio
 import errno
 import logging
+import os
 import signal
 import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
-from orpheusd.config import http_address
+from orpheusd.config import Config, http_address
 from orpheusd.doors.connection import Connection
 from orpheusd.doors.control import ControlDoor
+from orpheusd.doors.token import digest_of_token
 from orpheusd.errors import AddressInUse, OrpheusError
 from orpheusd.handover import Door
 from orpheusd.operations import Access
@@ -67,12 +70,13 @@ class FrontDoors:
     for `grace_s` seconds.
     """
 
-    def __init__(self, control: ControlDoor, sock: socket.socket, count: int, grace_s: float, tag: str) -> None:
+    def __init__(self, control: ControlDoor, sock: socket.socket, config: Config) -> None:
         self._control = control
-        self._tag = tag
+        self._tag = tag_of(config.runtime_dir)
         self._sock = sock
-        self._count = count
-        self._grace_s = grace_s
+        self._count = config.http_doors
+        self._grace_s = config.grace_s
+        self._digest = _digest(config)
         self._children: dict[Child, Connection | None] = {}
         self._keepers: list[asyncio.Task[None]] = []
         self._closing = asyncio.Event()
@@ -129,8 +133,9 @@ class FrontDoors:
         self._children[child] = None
         try:
             ours.setblocking(False)
+            rights = Access.RUN if self._digest is None else Access.ADMIN
             self._children[child] = await self._control.adopt(
-                ours, "http", Access.RUN, handed.client if handed is not None else None)
+                ours, "http", rights, handed.client if handed is not None else None)
         except BaseException:
             ours.close()
             child.signal(signal.SIGKILL)
@@ -147,4 +152,26 @@ class FrontDoors:
             fds = (self._sock.fileno(), theirs.fileno())
             argv = [sys.executable, "-m", "orpheusd.doors.http", f"--listen-fd={fds[0]}", f"--control-fd={fds[1]}",
                     f"--limit=grace_s={self._grace_s}"]
-            return Child.start(argv, fds, self._tag), ours
+            if self._digest is None:
+                return Child.start(argv, fds, self._tag), ours
+            with _filled_pipe(self._digest) as pipe:
+                return Child.start([*argv, f"--token-fd={pipe.fileno()}"], (*fds, pipe.fileno()), self._tag), ours
+
+
+def _digest(config: Config) -> bytes | None:
+    """Of the token that makes changes; None where there are none."""
+    if not config.http_admin:
+        return None
+    try:
+        return digest_of_token(config.state_dir)
+    except OrpheusError as error:
+        log.error("%s", error.message)
+        return None
+
+
+def _filled_pipe(data: bytes) -> BinaryIO:
+    """The read end of a pipe that holds `data`, which is short, and then ends."""
+    read_end, write_end = os.pipe()
+    with open(write_end, "wb") as stream:  # noqa: PTH123 (a descriptor)
+        stream.write(data)
+    return open(read_end, "rb")  # noqa: PTH123

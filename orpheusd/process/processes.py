@@ -376,9 +376,8 @@ class Processes:
             return
         if worker.process is not None:
             worker.process.close()
-        now = asyncio.get_running_loop().time()
-        remains = worker.ending.remains(
-            self.limits.end(worker.id), self.monitor.oom_kills, self.monitor.forget(worker.id), now)
+        id, now = worker.id, asyncio.get_running_loop().time()
+        remains = worker.ending.remains(self.limits.end(id), self.monitor.oom_kills, self.monitor.forget(id), now)
         if not worker.told_to_stop:
             log.warning("worker %s of %s ended: %s", worker.id, worker.template.agent, remains.cause)
         unread = frozenset(worker.channel.undelivered) if worker.channel is not None else frozenset[str]()

@@ -189,7 +189,7 @@ def test_every_change_is_refused_with_its_command(
     assert operation.http
     answer = http.request(operation.http[0], path_of(operation))
     assert (answer.status_code, answer.json()["code"]) == (403, "permission-denied")
-    assert f"`orpheusctl {operation.cli} " in answer.json()["error"]
+    assert f"`orpheusctl {operation.cli}" in answer.json()["error"]
     assert asked(door) == []
 
 

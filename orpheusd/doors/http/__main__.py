@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import gc
 import logging
+import os
 import resource
 import signal
 import socket
@@ -15,6 +16,7 @@ import sys
 
 import uvloop
 
+from orpheusd.doors.http.bearer import Bearer
 from orpheusd.doors.http.client import ControlClient
 from orpheusd.doors.http.complaints import Complaints
 from orpheusd.doors.http.door import Door
@@ -45,13 +47,19 @@ def main() -> int:
     for listener in listeners:
         listener.setblocking(False)
     control = socket.socket(fileno=options.control_fd)
+    bearer = None
+    if options.token_fd is not None:
+        with os.fdopen(options.token_fd, "rb") as stream:
+            bearer = Bearer(stream.read())
     limits = limits._replace(connections=max(1, min(limits.connections, _files() - RESERVED_FILES)))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(listeners, control, limits))
+        runner.run(_serve(listeners, control, limits, bearer))
     return 0
 
 
-async def _serve(listeners: list[socket.socket], control: socket.socket, limits: Limits) -> None:
+async def _serve(
+    listeners: list[socket.socket], control: socket.socket, limits: Limits, bearer: Bearer | None
+) -> None:  # fmt: skip
     loop = asyncio.get_running_loop()
     closing = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, closing.set)
@@ -61,7 +69,7 @@ async def _serve(listeners: list[socket.socket], control: socket.socket, limits:
     loop.set_exception_handler(complaints.loop_failed)
     client = ControlClient(Room(limits.stream_queue_bytes, limits.streams_bytes), on_lost=closing.set)
     await loop.create_unix_connection(lambda: client, sock=control)
-    server = Server(Door(routes(client, limits), limits, complaints), limits, complaints)
+    server = Server(Door(routes(client, limits, bearer), limits, complaints), limits, complaints)
     server.start(listeners)
     # What is there now stays: the collector need not look at it again.
     gc.collect()
@@ -79,6 +87,8 @@ def _options() -> argparse.Namespace:
                         help="an inherited listening socket; may be given more than once")
     parser.add_argument("--control-fd", type=int, required=True, metavar="M",
                         help="an inherited Unix stream socket, connected to the daemon")
+    parser.add_argument("--token-fd", type=int, metavar="N",
+                        help="an inherited pipe with the digest of the token that makes changes")
     parser.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE",
                         help="another value for one of the limits of docs/http.md")
     return parser.parse_args()

@@ -22,7 +22,12 @@ _FOREIGN_FETCH = (b"cross-site", b"same-site")
 _SAID_ONCE = frozenset((
     b"host", b"origin", b"sec-fetch-site", b"content-type", b"content-length", b"transfer-encoding",
     b"x-session-id", b"x-session-affinity", b"x-session-overlap", b"x-session-require", b"mcp-session-id",
-    b"idempotency-key", b"x-orpheus-cancel-on-disconnect"))
+    b"idempotency-key", b"authorization", b"x-orpheus-env", b"x-orpheus-cancel-on-disconnect"))
+
+#: Neither can be sent by another site's page without being asked for first, unlike text and forms.
+JSON, GZIP = b"application/json", b"application/gzip"
+#: The one path whose body is not JSON.
+BUNDLE_PATH = b"/v1/deploy"
 
 #: The place of the `Head` in an ASGI scope.
 HEAD = "orpheus.head"
@@ -52,7 +57,7 @@ def read_head(scope: Scope, limits: Limits) -> Head:
                       "Accept: text/event-stream")
     body_bytes = _body_bytes(fields)
     if body_bytes != 0:
-        _refuse_body(scope["method"], fields)
+        _refuse_body(scope["method"], scope["raw_path"], fields)
     return Head(fields, body_bytes)
 
 
@@ -95,9 +100,13 @@ def _body_bytes(fields: dict[bytes, bytes]) -> int | None:
     return int(length) if length is not None else 0  # h11 let only digits through
 
 
-def _refuse_body(method: str, fields: dict[bytes, bytes]) -> None:
+def media_type_of(fields: dict[bytes, bytes]) -> bytes:
+    return fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
+
+
+def _refuse_body(method: str, path: bytes, fields: dict[bytes, bytes]) -> None:
     if method != "POST":
         raise Refused(400, "invalid-request", "only POST takes a body")
-    media_type = fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
-    if media_type != b"application/json":
+    media_type = media_type_of(fields)
+    if media_type != JSON and (path, media_type) != (BUNDLE_PATH, GZIP):
         raise Refused(415, "invalid-request", "the body must be JSON, with Content-Type: application/json")

@@ -21,6 +21,9 @@ class Limits(NamedTuple):
     bodies_bytes: int = 128 * _MIB
     #: A local client needs milliseconds; a proxied one on a poor line still manages 8 MiB at 2 Mbit/s.
     body_deadline_s: float = 30.0
+    #: What the daemon takes of a bundle, and a poor line's time for it.
+    bundle_bytes: int = 64 * _MIB
+    bundle_deadline_s: float = 300.0
     #: Request line and headers together; browsers and proxies send 1 to 4 KiB.
     header_bytes: int = 16 * _KIB
     header_count: int = 100

@@ -6,6 +6,8 @@ It knows nothing of how they are served.
 from typing import Any
 
 from orpheusd import __version__
+from orpheusd.doors.http.changes import ENV_HEADER
+from orpheusd.doors.http.head import GZIP
 from orpheusd.doors.http.run import CANCEL_ON_DISCONNECT, PARAM_HEADERS
 from orpheusd.doors.http.schemas import ACCEPTED, CONTEXTS, ERROR, RESULTS
 from orpheusd.errors import CODES
@@ -14,6 +16,7 @@ from orpheusd.operations import KINDS, OPERATIONS, Access, Operation, Param
 #: The codes a run can end with, beyond those that any operation can.
 _RUN_CODES = ("conflict", "session-busy", "context-not-warm", "session-queue-full", "cancelled", "handler-failed",
               "unserialisable-result", "worker-crashed", "overloaded", "draining", "quarantined", "timed-out")
+_CHANGE_CODES = ("conflict", "session-busy", "handler-failed", "draining", "timed-out")
 _ALWAYS_CODES = ("invalid-request", "permission-denied", "internal", "overloaded", "unreachable")
 
 #: Refusals that are HTTP's own and have no code of their own in the error table.
@@ -29,17 +32,20 @@ _HEADERS = [
      "schema": {"enum": ["true", "false"]}, "description": "`true`: cancel the run when its client disconnects"},
 ]
 
+_ENV = {"name": ENV_HEADER.decode().title(), "in": "header", "required": False, "schema": {"type": "string"},
+        "description": "values for the variables that agent.yaml names without one: a JSON object of strings"}
+
 _REFUSAL = {"description": "refused or failed; `code` says why",
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
 
 
-def document() -> dict[str, Any]:
-    """The whole document, ready to be encoded."""
+def document(changes: bool = False) -> dict[str, Any]:
+    """The whole document, ready to be encoded. `changes`: whether they are served, to who has the token."""
     paths: dict[str, dict[str, Any]] = {}
     for operation in OPERATIONS:
         if operation.http is not None:
             method, path = operation.http
-            paths.setdefault(path, {})[method.lower()] = _operation(operation, path)
+            paths.setdefault(path, {})[method.lower()] = _operation(operation, path, changes)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -49,11 +55,12 @@ def document() -> dict[str, Any]:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
-        "components": {"schemas": {"Error": ERROR}},
+        "components": {"schemas": {"Error": ERROR},
+                       "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
     }
 
 
-def _operation(operation: Operation, path: str) -> dict[str, Any]:
+def _operation(operation: Operation, path: str, changes: bool) -> dict[str, Any]:
     in_path = [param for param in operation.params if f"{{{param.name}}}" in path]
     others = [param for param in operation.params if param not in in_path]
     described: dict[str, Any] = {
@@ -61,9 +68,15 @@ def _operation(operation: Operation, path: str) -> dict[str, Any]:
         "summary": operation.summary,
         "tags": [operation.name.partition(".")[0]],
         "parameters": [_parameter(param, "path", param.name) for param in in_path],
-        "responses": _responses(operation),
+        "responses": _responses(operation, changes),
     }
-    if operation.access is Access.ADMIN:
+    if operation.access is Access.ADMIN and changes:
+        described["security"] = [{"token": []}]
+    if operation.name == "deploy" and changes:
+        described["parameters"].append(_ENV)
+        described["requestBody"] = {"required": True, "content": {GZIP.decode(): {
+            "schema": {"type": "string", "format": "binary"}}}}
+    elif operation.access is Access.ADMIN and not changes:
         described["description"] = f"Not served over HTTP: use `orpheusctl {operation.cli}`."
     elif operation.name == "run":
         headers = {name: header.decode().title() for header, name in PARAM_HEADERS.items()}
@@ -100,9 +113,9 @@ def _body(params: list[Param]) -> dict[str, Any]:
     return {"required": True, "content": {"application/json": {"schema": schema}}}
 
 
-def _responses(operation: Operation) -> dict[str, Any]:
+def _responses(operation: Operation, changes: bool) -> dict[str, Any]:
     responses: dict[str, Any] = {}
-    if operation.access is not Access.ADMIN:
+    if operation.access is not Access.ADMIN or changes:
         responses["200"] = _success(operation)
     if operation.name == "run":
         responses["202"] = _accepted()
@@ -111,7 +124,11 @@ def _responses(operation: Operation) -> dict[str, Any]:
         codes.add("not-found")
     if operation.name in ("run", "run.retry"):
         codes.update(_RUN_CODES)
+    if operation.access is Access.ADMIN and changes:
+        codes.update(_CHANGE_CODES)
     statuses = {CODES[code].http_status for code in codes} | set(_HTTP_STATUSES)
+    if operation.access is Access.ADMIN and changes:
+        statuses.add(401)
     if operation.http is not None and operation.http[0] == "POST":
         statuses |= set(_BODY_STATUSES)
     responses.update({str(status): _REFUSAL for status in sorted(statuses)})
@@ -134,7 +151,7 @@ def _success(operation: Operation) -> dict[str, Any]:
         return {"description": "Prometheus text format", "content": {"text/plain": {"schema": {"type": "string"}}}}
     described: dict[str, Any] = {
         "description": operation.summary,
-        "content": {"application/json": {"schema": RESULTS[operation.name]}},
+        "content": {"application/json": {"schema": RESULTS.get(operation.name, {"type": "object"})}},
     }
     if operation.name == "run":
         described["content"]["text/event-stream"] = {"schema": {"type": "string"}}

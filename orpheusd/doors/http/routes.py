@@ -1,7 +1,8 @@
 """The routes of the door, made from the operations table: one endpoint for each path, one handler for each method.
 
-An operation that changes the daemon is not served here: its route says which command does it. Parameters are only
-collected; the daemon checks them, so that both doors refuse the same things in the same words.
+An operation that changes the daemon is served to who sends the token, where that is switched on; everywhere else its
+route says which command does it. Parameters are only collected; the daemon checks them, so that both doors refuse the
+same things in the same words.
 """
 
 import asyncio
@@ -15,7 +16,9 @@ from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from orpheusd.doors.http.answers import Refused, send_answer
+from orpheusd.doors.http.bearer import Bearer
 from orpheusd.doors.http.body import Bodies
+from orpheusd.doors.http.changes import Change, Deploy
 from orpheusd.doors.http.client import ControlClient
 from orpheusd.doors.http.head import HEAD
 from orpheusd.doors.http.limits import Limits
@@ -54,24 +57,28 @@ class Path:
         await handler(scope, receive, send)
 
 
-def routes(client: ControlClient, limits: Limits) -> Router:
-    """The ASGI application that finds the path of a request. Its endpoints raise what they cannot answer."""
+def routes(client: ControlClient, limits: Limits, bearer: Bearer | None = None) -> Router:
+    """The ASGI application that finds the path of a request. Its endpoints raise what they cannot answer. `bearer`
+    lets changes through; without it there are none."""
     bodies = Bodies(limits)
     paths: dict[str, dict[str, Handler]] = {}
     for operation in OPERATIONS:
         if operation.http is not None:
             method, path = operation.http
-            paths.setdefault(path, {})[method] = _handler(operation, client, bodies, limits)
-    paths["/openapi.json"] = {"GET": _Document(orjson.dumps(document()))}
+            handler = _handler(operation, client, bodies, limits)
+            if operation.access is Access.ADMIN:
+                handler = _Forbidden(operation) if bearer is None else Change(bearer, handler)
+            paths.setdefault(path, {})[method] = handler
+    paths["/openapi.json"] = {"GET": _Document(orjson.dumps(document(changes=bearer is not None)))}
     return Router([Route(path, Path(handlers)) for path, handlers in paths.items()],
                   redirect_slashes=False, default=_no_route)
 
 
 def _handler(operation: Operation, client: ControlClient, bodies: Bodies, limits: Limits) -> Handler:
-    if operation.access is Access.ADMIN:
-        return _Forbidden(operation)
     if operation.name == "run":
         return RunEndpoint(operation, client, bodies, limits)
+    if operation.name == "deploy":
+        return Deploy(client, limits)
     if operation.name == "metrics":
         return _Metrics(operation, client, bodies, limits)
     return _Call(operation, client, bodies, limits)
@@ -110,8 +117,8 @@ class _Call:
             raise OrpheusError("unreachable", f"the daemon did not answer within {deadline_s:g} s") from None
 
     def _deadline_s(self, params: dict[str, Any]) -> float | None:
-        """None for a run, whose deadline the daemon keeps."""
-        if self._operation.name == "run.retry":
+        """None for a run or a change, whose deadline the daemon keeps."""
+        if self._operation.name == "run.retry" or self._operation.access is Access.ADMIN:
             return None
         wait_s = params.get("wait", 0)
         return self._limits.read_deadline_s + (wait_s if isinstance(wait_s, float) else 0)
