@@ -174,7 +174,7 @@ class Daemon:
                                 self._recorder, self._runs, self._lag, reload)
         self._control = ControlDoor(self._service, config.admin_group)
         self._fronts = (FrontDoors(self._control, self._http, config.http_doors, config.grace_s,
-                                   tag_of(config.runtime_dir))
+                                   tag_of(config.runtime_dir), self._isolation)
                         if self._http is not None else None)
         self._monitor: asyncio.TimerHandle | None = None
 

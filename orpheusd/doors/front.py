@@ -2,8 +2,8 @@
 
 Because the daemon holds the socket, a door that dies loses the requests it had and no others: connections wait
 in the socket until the next door accepts them. A door talks to the daemon over a socket pair that carries the
-rights to read and run, and nothing more; it outlives the daemon's image, and its requests wait for the next one. What
-a door does with HTTP is no business of this file.
+rights to read and run, and nothing more; in its sandbox there is neither state nor workspace. It outlives the daemon's
+image, and its requests wait for the next one. What a door does with HTTP is no business of this file.
 """
 
 import asyncio
@@ -24,6 +24,7 @@ from orpheusd.handover import Door
 from orpheusd.operations import Access
 from orpheusd.process.child import Child
 from orpheusd.process.listeners import listener_on
+from orpheusd.process.sandbox import Isolation, door_argv
 from orpheusd.tasks import must_not_fail
 
 log = logging.getLogger(__name__)
@@ -67,8 +68,11 @@ class FrontDoors:
     for `grace_s` seconds.
     """
 
-    def __init__(self, control: ControlDoor, sock: socket.socket, count: int, grace_s: float, tag: str) -> None:
+    def __init__(
+        self, control: ControlDoor, sock: socket.socket, count: int, grace_s: float, tag: str, isolation: Isolation
+    ) -> None:
         self._control = control
+        self._isolation = isolation
         self._tag = tag
         self._sock = sock
         self._count = count
@@ -145,6 +149,7 @@ class FrontDoors:
         ours, theirs = socket.socketpair()
         with theirs:
             fds = (self._sock.fileno(), theirs.fileno())
-            argv = [sys.executable, "-m", "orpheusd.doors.http", f"--listen-fd={fds[0]}", f"--control-fd={fds[1]}",
-                    f"--limit=grace_s={self._grace_s}"]
-            return Child.start(argv, fds, self._tag), ours
+            program = [sys.executable, "-m", "orpheusd.doors.http", f"--listen-fd={fds[0]}", f"--control-fd={fds[1]}",
+                       f"--limit=grace_s={self._grace_s}"]
+            with door_argv(self._isolation, program, self._tag).opened() as (argv, more):
+                return Child.start(argv, (*fds, *more), self._tag), ours
