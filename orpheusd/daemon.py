@@ -177,7 +177,8 @@ class Daemon:
                                 self._recorder, self._runs, self._lag, self._quotas, reload)
         self._audit = Audit(config.state_dir / "audit.log")
         self._control = ControlDoor(self._service, config.admin_group, self._audit)
-        self._fronts = FrontDoors(self._control, self._http, config) if self._http is not None else None
+        self._fronts = (FrontDoors(self._control, self._http, config, self._isolation)
+                        if self._http is not None else None)
         self._monitor: asyncio.TimerHandle | None = None
 
     async def open(self) -> None:

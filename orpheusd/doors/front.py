@@ -2,8 +2,9 @@
 
 Because the daemon holds the socket, a door that dies loses the requests it had and no others: connections wait
 in the socket until the next door accepts them. A door talks to the daemon over a socket pair that carries the
-rights to read and run, and to change things only where that is switched on and there is a token; it outlives the
-daemon's image, and its requests wait for the next one. What a door does with HTTP is no business of this file.
+rights to read and run, and to change things only where that is switched on and there is a token; in its sandbox there
+is neither state nor workspace. It outlives the daemon's image, and its requests wait for the next one. What a door does
+with HTTP is no business of this file.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,6 +28,7 @@ from orpheusd.handover import Door
 from orpheusd.operations import Access
 from orpheusd.process.child import Child
 from orpheusd.process.listeners import listener_on
+from orpheusd.process.sandbox import Isolation, door_argv
 from orpheusd.tasks import must_not_fail
 
 log = logging.getLogger(__name__)
@@ -70,8 +72,9 @@ class FrontDoors:
     for `grace_s` seconds.
     """
 
-    def __init__(self, control: ControlDoor, sock: socket.socket, config: Config) -> None:
+    def __init__(self, control: ControlDoor, sock: socket.socket, config: Config, isolation: Isolation) -> None:
         self._control = control
+        self._isolation = isolation
         self._tag = tag_of(config.runtime_dir)
         self._sock = sock
         self._count = config.http_doors
@@ -149,13 +152,16 @@ class FrontDoors:
         """A new door and our end of its connection."""
         ours, theirs = socket.socketpair()
         with theirs:
-            fds = (self._sock.fileno(), theirs.fileno())
-            argv = [sys.executable, "-m", "orpheusd.doors.http", f"--listen-fd={fds[0]}", f"--control-fd={fds[1]}",
-                    f"--limit=grace_s={self._grace_s}"]
-            if self._digest is None:
-                return Child.start(argv, fds, self._tag), ours
-            with _filled_pipe(self._digest) as pipe:
-                return Child.start([*argv, f"--token-fd={pipe.fileno()}"], (*fds, pipe.fileno()), self._tag), ours
+            fds: tuple[int, ...] = (self._sock.fileno(), theirs.fileno())
+            program = [sys.executable, "-m", "orpheusd.doors.http", f"--listen-fd={fds[0]}", f"--control-fd={fds[1]}",
+                       f"--limit=grace_s={self._grace_s}"]
+            with ExitStack() as stack:
+                if self._digest is not None:
+                    pipe = stack.enter_context(_filled_pipe(self._digest))
+                    fds = (*fds, pipe.fileno())
+                    program.append(f"--token-fd={pipe.fileno()}")
+                argv, more = stack.enter_context(door_argv(self._isolation, program, self._tag).opened())
+                return Child.start(argv, (*fds, *more), self._tag), ours
 
 
 def _digest(config: Config) -> bytes | None:

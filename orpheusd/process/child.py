@@ -3,6 +3,8 @@
 If the daemon is killed first, the next one finds it by its tag. When the daemon reloads it stays our child.
 """
 
+import os
+import signal
 import subprocess
 from collections.abc import Sequence
 
@@ -11,7 +13,10 @@ from orpheusd.process.pidfds import PidFd
 
 
 class Child:
-    """Invariant: the process is not reaped until `wait` has returned, so its pid stays its own."""
+    """A process and the group it leads.
+
+    Invariant: it is not reaped until `wait` has returned, so its pid stays its own and its group's.
+    """
 
     def __init__(self, pid: int, process: "subprocess.Popen[bytes] | None" = None) -> None:
         """A child that an earlier image of this process has started, unless `process` is given."""
@@ -29,13 +34,15 @@ class Child:
     async def wait(self) -> int:
         """Its exit code, negative for a signal."""
         await self._held.wait(None)
+        os.killpg(self.pid, signal.SIGKILL)
         code = self._held.reap() if self._process is None else self._process.wait()
         self._held.close()
         return code
 
     def signal(self, number: int) -> None:
-        """Send a signal; nothing happens when it is gone."""
-        self._held.send_signal(number)
+        """Send a signal to the group; nothing happens when its leader is gone."""
+        if self._held.send_signal(0):
+            os.killpg(self.pid, number)
 
 
 async def kill_leftovers(tag: str) -> None:

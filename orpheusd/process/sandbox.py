@@ -5,6 +5,7 @@ It decides what is visible inside and turns that into arguments; it starts nothi
 `--args FD`, so that /proc/*/cmdline shows no path and no name.
 """
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -38,6 +39,12 @@ TMP_LIMIT_BYTES = 256 * 1024 * 1024
 
 #: Private /tmp of a build: pip unpacks and compiles there, and the largest wheels are near 1 GB.
 BUILD_TMP_LIMIT_BYTES = 2 * 1024 * 1024 * 1024
+
+#: What a door imports and is not ours; where these are is what else it depends on.
+DOOR_LIBRARIES = ("hypercorn", "starlette", "uvloop", "orjson")
+
+#: Signals to a door's process group that are for the door, and not for the bubblewrap around it.
+DOOR_SIGNALS = "TERM,USR1"
 
 #: A working bubblewrap answers in 40 ms; one that has not by now hangs.
 PROBE_TIMEOUT_S = 2.0
@@ -216,7 +223,7 @@ def template_argv(
         return Command(
             [python, "-I", "-c", bootstrap.replace("{lib!r}", repr(str(lib.directory)))], b"", env,
             str(spec.code_dir), f"{spec.link_dir}/{SOCKET_NAME}", str(spec.code_dir), str(spec.workspace_dir))
-    args = [*_namespaces(isolation, spec.network), "--as-pid-1", "--hostname", spec.agent]
+    args = [*_namespaces(isolation, spec.network), "--new-session", "--as-pid-1", "--hostname", spec.agent]
     args += root_of(interpreter.binds, spec.network, TMP_LIMIT_BYTES)
     args += ["--ro-bind", str(spec.code_dir), CODE_DIR, "--bind", str(spec.workspace_dir), WORKSPACE_DIR]
     if spec.venv_dir is not None:
@@ -257,7 +264,7 @@ def build_argv(
     if isolation.mode != "bwrap":
         return Command(list(command), b"", whole_env, str(venv_dir))
     inside = build_paths(isolation, venv_dir, requirements, cache_dir)
-    args = [*_namespaces(isolation, network=True), "--die-with-parent", "--hostname", "build"]
+    args = [*_namespaces(isolation, network=True), "--new-session", "--die-with-parent", "--hostname", "build"]
     args += root_of(interpreter.binds, network=True, tmp_limit_bytes=BUILD_TMP_LIMIT_BYTES)
     args += ["--bind", str(venv_dir), inside.venv_dir, "--bind", str(cache_dir), inside.cache_dir]
     args += ["--ro-bind", str(requirements), inside.requirements]
@@ -269,13 +276,37 @@ def build_argv(
         data=_data(isolation, "build", network=True))
 
 
+def door_argv(isolation: Isolation, program: Sequence[str], tag: str) -> Command:
+    """The command that runs `program`, a Python of ours with arguments, where it sees its own code and nothing else.
+
+    It keeps the network, what descriptors it is passed, and its process group, to which it must be signalled:
+    bubblewrap stays in there, and leaves when it has. `tag` is `NAME=value`.
+    """
+    if isolation.mode != "bwrap":
+        return Command(list(program), b"", {}, "/")
+    code = Path(str(orpheusd.__file__)).resolve().parent
+    libraries = sorted({Path(str(spec.origin)).parents[1] for name in DOOR_LIBRARIES
+                        if (spec := importlib.util.find_spec(name)) is not None})
+    ours = [Path(sys.prefix), *find_interpreter().binds, *libraries, code]
+    binds = [path for path in ours if not path.is_relative_to("/usr")]
+    name, _, value = tag.partition("=")
+    env = {"LANG": "C.UTF-8", "PYTHONPATH": ":".join(map(str, [code.parent, *libraries])), name: value}
+    args = [*_namespaces(isolation, network=True), "--as-pid-1", "--hostname", "door"]
+    args += root_of(binds, network=True, tmp_limit_bytes=TMP_LIMIT_BYTES)
+    args += [*sealed(), "--chdir", "/", *_environment(env)]
+    return Command(
+        ["/usr/bin/env", f"--ignore-signal={DOOR_SIGNALS}", str(isolation.bwrap_path), "--args", ARGS_FD, "--",
+         *program],
+        _joined(args), {}, "/", data=_data(isolation, "door", network=True))
+
+
 def _namespaces(isolation: Isolation, network: bool) -> list[str]:
     """What is taken from a process, rather than from its sight."""
     kinds = ["user", "pid", "ipc", "uts", "cgroup-try"] + ([] if network else ["net"])
     ids = ["--uid", str(INSIDE_ID), "--gid", str(INSIDE_ID)]
     seccomp = ["--seccomp", SECCOMP_FD] if isolation.seccomp else []
     unshared = [f"--unshare-{kind}" for kind in kinds]
-    return [*unshared, *ids, "--new-session", "--clearenv", "--cap-drop", "ALL", *seccomp]
+    return [*unshared, *ids, "--clearenv", "--cap-drop", "ALL", *seccomp]
 
 
 def _environment(env: Mapping[str, str]) -> list[str]:
@@ -318,7 +349,7 @@ def _walls(bwrap_path: str | None) -> Isolation:
 def _probe(isolation: Isolation) -> str | None:
     """What is wrong with bubblewrap here, or None. Runs the agents' own interpreter in the agents' own root."""
     interpreter = find_interpreter()
-    args = [*_namespaces(isolation, network=False), "--as-pid-1", "--die-with-parent"]
+    args = [*_namespaces(isolation, network=False), "--new-session", "--as-pid-1", "--die-with-parent"]
     args += [*root_of(interpreter.binds, False, TMP_LIMIT_BYTES), *sealed()]
     command = Command(
         [str(isolation.bwrap_path), "--args", ARGS_FD, "--", str(interpreter.executable), "-I", "-S", "-c", ""],

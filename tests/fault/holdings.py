@@ -170,7 +170,7 @@ def _process_kind(process: psutil.Process) -> str:
     if process.status() == psutil.STATUS_ZOMBIE:
         return "zombie"
     if process.name() == "bwrap":
-        return "sandbox"
+        return "sandbox of a door" if "orpheusd.doors.http" in process.cmdline() else "sandbox"
     if not _is_agents(process):
         return f"{process.name()} {' '.join(process.cmdline()[1:3])}"
     parent = process.parent()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import orpheusd
 from orpheusd.errors import OrpheusError
 from orpheusd.process import sandbox
 from orpheusd.process.sandbox import (
@@ -18,6 +19,7 @@ from orpheusd.process.sandbox import (
     build_argv,
     build_paths,
     detect,
+    door_argv,
     find_interpreter,
     find_runtime_lib,
     make_lib_dir,
@@ -171,6 +173,22 @@ def test_the_filter_of_system_calls_is_in_every_sandbox() -> None:
     without = template_argv(BWRAP, PYTHON, spec(), find_runtime_lib())
     assert "--seccomp" not in words(without)
     assert SECCOMP_FD not in without.data
+
+
+def test_a_door_is_bound_its_code_and_nothing_else() -> None:
+    program = [sys.executable, "-m", "orpheusd.doors.http"]
+    command = door_argv(BWRAP, program, "ORPHEUS_DOOR_OF=/run/orpheus")
+    assert command.argv[-len(program):] == program
+    code = Path(str(orpheusd.__file__)).resolve().parent
+    places = {Path(place) for place in binds(command)}
+    assert code in places
+    assert not {path for path in places if code.is_relative_to(path) and path != code}, "what is beside the package"
+    assert {option for option, _ in binds(command).values()} == {"--ro-bind"}
+    told = words(command)
+    assert {"--unshare-user", "--unshare-pid", "--unshare-ipc", "--clearenv", "--as-pid-1"} <= set(told)
+    assert not {"--unshare-net", "--new-session"} & set(told), "it serves the network, and is signalled in its group"
+    assert told[told.index("ORPHEUS_DOOR_OF") + 1] == "/run/orpheus"
+    assert door_argv(NONE, program, "ORPHEUS_DOOR_OF=/run/orpheus").argv == program
 
 
 def test_what_a_kernel_cannot_close_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
