@@ -125,7 +125,7 @@ class Plain:
         now = time.time_ns() // 1000
         return [(
             seq, f"r-{seq:016x}", "echo", "one", "ctl", "uid 0", 0, None, now, len(INPUT), 1, "w-1-1", "warm", 3, now,
-            "completed", "", now, 900, len(RESULT), None, None, None, None, INPUT, RESULT, 0,
+            "completed", "", now, 900, len(RESULT), None, None, None, None, INPUT, RESULT, 0, None, None, None,
         ) for seq in range(first, first + count)]  # fmt: skip
 
 

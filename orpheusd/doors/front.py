@@ -2,9 +2,9 @@
 
 Because the daemon holds the socket, a door that dies loses the requests it had and no others: connections wait
 in the socket until the next door accepts them. A door talks to the daemon over a socket pair that carries the
-rights to read and run, and to change things only where that is switched on and there is a token; in its sandbox there
-is neither state nor workspace. It outlives the daemon's image, and its requests wait for the next one. What a door does
-with HTTP is no business of this file.
+rights to read and run, and to change things only where that is switched on and there is a token. In its sandbox
+there is neither state nor workspace. It outlives the daemon's image, and its requests wait for the next one. What a
+door does with HTTP is no business of this file.
 """
 
 import asyncio
