@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import faulthandler
 import json
 import logging
 import os
@@ -26,21 +27,23 @@ def main(argv: Sequence[str] | None = None) -> int:
                   f"http {config.http or 'off'}, isolation {config.isolation}")
             return 0
         _set_up_logging(config)
+        # who ends us because we do not move, as a watchdog does by SIGABRT, finds in the log where we stood
+        faulthandler.enable()
         failpoints.arm(config.failpoints)
-        _run(config)
+        _run(config, args.reap)
     except OrpheusError as error:
         print(f"orpheusd: {error.message}", file=sys.stderr)
         return error.exit_code if isinstance(error, CannotStart) else error.outcome.exit_code
 
 
-def _run(config: Config) -> NoReturn:
+def _run(config: Config, reap: bool) -> NoReturn:
     # here, so that --help and --check stay quick
     import uvloop  # noqa: PLC0415
 
-    from orpheusd.daemon import serve  # noqa: PLC0415
+    from orpheusd.daemon import clean_up, serve  # noqa: PLC0415
 
     try:
-        code = asyncio.Runner(loop_factory=uvloop.new_event_loop).run(serve(config))
+        code = asyncio.Runner(loop_factory=uvloop.new_event_loop).run(clean_up(config) if reap else serve(config))
     except OrpheusError:
         raise
     except Exception:
@@ -70,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--log-level", choices=LOG_LEVELS, help="default: info")
     parser.add_argument("--log-format", choices=LOG_FORMATS, help="default: text")
     parser.add_argument("--debug", action="store_true", default=None, help="check the core's invariants at every step")
+    parser.add_argument("--reap", action="store_true", help="end what a daemon that was killed has left, and exit")
     parser.add_argument("--check", action="store_true", help="check the settings and exit")
     parser.add_argument("--version", action="version", version=f"orpheusd {orpheusd.__version__}")
     return parser

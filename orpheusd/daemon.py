@@ -9,6 +9,7 @@ import secrets
 import signal
 import time
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -27,12 +28,14 @@ from orpheusd.failpoints import reached
 from orpheusd.lag import LoopLag
 from orpheusd.logs import AgentLogs
 from orpheusd.process.child import kill_leftovers
+from orpheusd.process.reaper import reap
 from orpheusd.process.sandbox import detect, find_interpreter, make_lib_dir
 from orpheusd.recorder import Recorder
 from orpheusd.remembered import Remembered
 from orpheusd.runlog.settings import Settings
 from orpheusd.runs import Runs
 from orpheusd.service import Service
+from orpheusd.systemd import Listening, Notifier, Watchdog, handed_over
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +60,9 @@ MONITOR_LEAST_S = 0.05
 async def serve(config: Config) -> int:
     """Run until a signal says stop. Returns the exit code. Raises OrpheusError when it cannot start."""
     _allow_descriptors()
+    listening = handed_over(config.systemd.listen_fds)
+    if listening.http is not None:
+        config = replace(config, http=listening.http_name)
     loop = asyncio.get_running_loop()
     failed: asyncio.Future[BaseException] = loop.create_future()
     loop.set_exception_handler(lambda _loop, context: _fail(failed, context))
@@ -65,7 +71,7 @@ async def serve(config: Config) -> int:
         reached("daemon-locked")
         # a door that has not noticed yet that its daemon was killed still holds the port
         await kill_leftovers(tag_of(config.runtime_dir))
-        daemon = Daemon(config)
+        daemon = Daemon(config, listening)
         try:
             await daemon.open()
             failed.add_done_callback(lambda _: stop.asked.set())
@@ -77,6 +83,15 @@ async def serve(config: Config) -> int:
         finally:
             await (daemon.abandon() if failed.done() else daemon.close(stop.asked_again))
         return EXIT_FAULT if failed.done() else 0
+
+
+async def clean_up(config: Config) -> int:
+    """End what a daemon has left behind that was stopped. Returns the exit code. Raises AlreadyRunning."""
+    with _lock(config.runtime_dir):
+        killed = await reap(config.runtime_dir, tag_of(config.runtime_dir), config.systemd.service_result)
+    if killed:
+        log.warning("%d processes outlived the daemon that was stopped; they are killed", killed)
+    return 0
 
 
 class StopSignals:
@@ -99,11 +114,12 @@ class StopSignals:
 class Daemon:
     """Everything one daemon has. Invariant: `close` undoes `open`, in reverse, also when that was not finished."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, listening: Listening) -> None:
         self._config = config
+        self._given = listening
         # before anything is started: what cannot work must not leave anything behind
         check_place(config.control_socket)
-        self._http = bind(config.http) if config.http is not None else None
+        self._http = listening.http or (bind(config.http) if config.http is not None else None)
         self._isolation = detect(config.isolation)
         lib = make_lib_dir(config.runtime_dir / "lib")
         store = VersionStore(config.state_dir)
@@ -128,6 +144,8 @@ class Daemon:
                                    tag_of(config.runtime_dir))
                         if self._http is not None else None)
         self._monitor: asyncio.TimerHandle | None = None
+        self._notifier = Notifier(config.systemd.notify_socket)
+        self._watchdog = Watchdog(self._notifier, config.systemd.watchdog_s, self._engine.turns)
 
     async def open(self) -> None:
         config = self._config
@@ -138,14 +156,17 @@ class Daemon:
         self._recorder.give_up_unfinished(self._deployments.deployed)
         # before anybody can ask for more: those who were accepted first are first
         self._runs.queue_again()
-        await self._control.open(config.control_socket)
+        await self._control.open(config.control_socket, self._given.control)
         if self._fronts is not None:
             self._fronts.open()
         reached("daemon-doors-open")
         self._sample()
         self._lag.start()
-        log.info("ready: control socket %s, http %s, isolation %s, agents %d", config.control_socket,
-                 config.http or "off", self._isolation.mode, len(self._deployments.deployed))
+        self._watchdog.start()
+        told = (f"control socket {config.control_socket}, http {config.http or 'off'}, "
+                f"isolation {self._isolation.mode}, agents {len(self._deployments.deployed)}")
+        self._notifier.say("READY=1", f"STATUS=ready: {told}")
+        log.info("ready: %s", told)
 
     async def close(self, hurry: asyncio.Event) -> None:
         """Let runs finish for the stop timeout, or until `hurry`; then cancel them, and be gone within a grace and a
@@ -153,15 +174,23 @@ class Daemon:
         """
         config = self._config
         loop = asyncio.get_running_loop()
-        log.info("stopping: runs have %g s to finish", config.stop_timeout_s)
+        told = f"stopping: runs have {config.stop_timeout_s:g} s to finish"
+        self._notifier.say("STOPPING=1", f"STATUS={told}")
+        log.info(told)
         reached("daemon-closing")
+        over_at = loop.time() + config.stop_timeout_s
         self._control.stop_accepting()
+        if self._fronts is not None and self._given.http is not None:
+            # whoever comes now waits for the next daemon; whoever came before is not refused, but answered
+            self._fronts.stop_accepting()
+            await _first_of(config.stop_timeout_s, self._fronts.empty, hurry)
         self._engine.shut_down()
-        await _first_of(config.stop_timeout_s, self._engine.quiet, hurry)
+        await _first_of(over_at - loop.time(), self._engine.quiet, hurry)
         self._engine.cut_short()
         by = loop.time() + config.grace_s
         await asyncio.gather(self._end_processes(by), self._end_doors(by))
-        config.control_socket.unlink(missing_ok=True)
+        if self._given.control is None:
+            config.control_socket.unlink(missing_ok=True)
         await self._write_down()
         log.info("stopped")
 
@@ -174,6 +203,7 @@ class Daemon:
         config = self._config
         await self._deployments.close(LAST_S)
         self._lag.stop()
+        self._watchdog.stop()
         if self._monitor is not None:
             self._monitor.cancel()
         self._logs.close(LAST_S)

@@ -146,6 +146,11 @@ class Engine:
         """The supervisor's clock: monotonic seconds. uvloop moves its own once a turn, by milliseconds."""
         return time.monotonic()
 
+    def turns(self) -> bool:
+        """Whether an event that is fed is handled: what a watchdog wants to know."""
+        self.feed(ev.TimePassed())
+        return not self._waiting
+
     def start_run(self, event: ev.RunRequested, pending: Pending) -> None:
         """Accept a run. Its outcome comes through `pending.on_outcome`, perhaps before this returns.
 

@@ -327,10 +327,10 @@ class ControlDoor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.AbstractServer | None = None
 
-    async def open(self, path: Path) -> None:
-        """Listen on `path`. The caller holds the directory's lock, and has asked `check_place`."""
+    async def open(self, path: Path, given: Any) -> None:
+        """Listen on `path` or on `given`. The caller holds the directory's lock, and has asked `check_place`."""
         gid = gid_of(self.admin_group) if os.geteuid() == 0 else None
-        self._server = await listen(path, lambda: Connection(self, "ctl", None), gid)
+        self._server = await listen(path, lambda: Connection(self, "ctl", None), gid, given)
 
     async def adopt(self, sock: Any, source: str, rights: Access) -> None:
         """Serve an already connected socket, such as a front door's, with exactly `rights`."""

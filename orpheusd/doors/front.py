@@ -60,7 +60,7 @@ def tag_of(runtime_dir: Path) -> str:
 
 class FrontDoors:
     """Invariant: while open, `count` doors run or wait to be restarted. A door that is told to go lets requests finish
-    for `grace_s` seconds.
+    for `grace_s` seconds. `empty` is set while there is none, and none to come.
     """
 
     def __init__(self, control: ControlDoor, sock: socket.socket, count: int, grace_s: float, tag: str) -> None:
@@ -72,12 +72,21 @@ class FrontDoors:
         self._children: set[Child] = set()
         self._keepers: list[asyncio.Task[None]] = []
         self._closing = asyncio.Event()
+        self.empty = asyncio.Event()
+        self.empty.set()
 
     def open(self) -> None:
         loop = asyncio.get_running_loop()
+        self.empty.clear()
         self._keepers = [loop.create_task(self._keep()) for _ in range(self._count)]
         for keeper in self._keepers:
             keeper.add_done_callback(must_not_fail)
+
+    def stop_accepting(self) -> None:
+        """Whoever was accepted is answered, whoever comes waits in the socket. A door leaves after its last client."""
+        self._closing.set()
+        for child in self._children:
+            child.signal(signal.SIGUSR1)
 
     async def close(self, timeout_s: float) -> None:
         """Ask the doors to finish what they have, and kill those that are there after `timeout_s`."""
@@ -95,6 +104,11 @@ class FrontDoors:
             await asyncio.wait(late, timeout=LATE_S)
 
     async def _keep(self) -> None:
+        await self._serve_on()
+        if not self._children:
+            self.empty.set()
+
+    async def _serve_on(self) -> None:
         loop = asyncio.get_running_loop()
         delay_s = RESTART_FIRST_S
         while not self._closing.is_set():

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,11 +27,16 @@ def check_place(path: Path) -> None:
         raise OrpheusError("conflict", f"{path} exists and is not a socket; move it away")
 
 
-async def listen(path: Path, client: Callable[[], asyncio.Protocol], gid: int | None) -> asyncio.AbstractServer:
-    """A server on `path`, in place of a socket that nobody serves; for `gid`, if there is one, besides the owner.
+async def listen(
+    path: Path, client: Callable[[], asyncio.Protocol], gid: int | None, given: socket.socket | None
+) -> asyncio.AbstractServer:
+    """A server on `path`, in place of a socket that nobody serves; for `gid`, if there is one, besides the owner. Or
+    on the socket that was `given`, whose place and mode are its giver's.
 
     Never connectable with a wrong mode: bound under a temporary name, and renamed once it is right.
     """
+    if given is not None:
+        return await asyncio.get_running_loop().create_unix_server(client, sock=given)
     temporary = path.with_name(path.name + _NEW)
     temporary.unlink(missing_ok=True)
     umask = os.umask(0o177)
