@@ -7,7 +7,13 @@ PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test check bench fault fault-proof soak test-all venv clean
+# Where `make install` puts things. Units of another PREFIX than /usr or /usr/local are looked for below /etc.
+PREFIX ?= /usr/local
+UNITS ?= $(if $(filter /usr /usr/local,$(PREFIX)),$(PREFIX)/lib,/etc)
+HOME_DIR := $(PREFIX)/lib/orpheus
+PROGRAMS := orpheusd orpheusctl orpheus
+
+.PHONY: help demo test check bench fault fault-proof soak test-all venv install uninstall clean
 
 help:  ## list these targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,7 +23,7 @@ demo: $(INSTALLED)  ## start a daemon, deploy an agent, see three runs share one
 	@$(PY) examples/demo.py
 
 test: $(INSTALLED)  ## every test but the long forms (at most 10 minutes on 2 cores)
-	@.ci/setup packages bubblewrap libseccomp2 curl jq socat
+	@.ci/setup packages bubblewrap libseccomp2 curl jq socat systemd
 	@$(PYTEST) -m "not slow"
 
 check: $(INSTALLED)  ## ruff, mypy, unit, property and architecture tests (under a minute)
@@ -30,11 +36,11 @@ bench: $(INSTALLED)  ## the table of the performance budget, each row beside its
 	@$(PY) -m bench
 
 fault: $(INSTALLED)  ## the fault tests in their long form
-	@.ci/setup packages bubblewrap libseccomp2 curl jq socat
+	@.ci/setup packages bubblewrap libseccomp2 curl jq socat systemd
 	@$(PYTEST) tests/fault
 
 fault-proof: $(INSTALLED)  ## take the handling of faults out, one by one, and see their tests fail (about 8 minutes)
-	@.ci/setup packages bubblewrap curl jq socat
+	@.ci/setup packages bubblewrap libseccomp2 curl jq socat systemd
 	@$(PY) -m tests.fault.taken_out
 
 soak: $(INSTALLED)  ## kill the daemon 200 times and workers 500 times under load (about 8 minutes)
@@ -52,6 +58,26 @@ venv: $(INSTALLED)  ## make .venv with the package and its development tools
 
 $(INSTALLED): setup.cfg pyproject.toml .ci/setup
 	@.ci/setup venv $(VENV)
+
+install:  ## the programs and the systemd units, below DESTDIR and PREFIX (/usr/local); again to upgrade
+	@.ci/setup install "$(DESTDIR)$(HOME_DIR)" "$(DESTDIR)"
+	@install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(PREFIX)/share/doc/orpheus"
+	@for name in $(PROGRAMS); do ln -sfn ../lib/orpheus/bin/$$name "$(DESTDIR)$(PREFIX)/bin/$$name"; done
+	@install -m 644 docs/*.md "$(DESTDIR)$(PREFIX)/share/doc/orpheus"
+	@install -d "$(DESTDIR)$(UNITS)"/{systemd/system,sysusers.d,tmpfiles.d}
+	@for unit in orpheusd.service orpheusd.socket; do \
+		sed 's|/usr/local|$(PREFIX)|' systemd/$$unit | install -m 644 /dev/stdin \
+			"$(DESTDIR)$(UNITS)/systemd/system/$$unit"; done
+	@install -m 644 systemd/orpheus.sysusers.conf "$(DESTDIR)$(UNITS)/sysusers.d/orpheus.conf"
+	@install -m 644 systemd/orpheus.tmpfiles.conf "$(DESTDIR)$(UNITS)/tmpfiles.d/orpheus.conf"
+	@echo "installed. As a service: systemd-sysusers && systemd-tmpfiles --create orpheus.conf &&"
+	@echo "  systemctl daemon-reload && systemctl enable --now orpheusd.socket orpheusd.service"
+
+uninstall:  ## remove what install put there; what the daemon keeps (/var/lib/orpheus) stays
+	@rm -rf "$(DESTDIR)$(HOME_DIR)" "$(DESTDIR)$(PREFIX)/share/doc/orpheus"
+	@rm -f $(PROGRAMS:%="$(DESTDIR)$(PREFIX)/bin/%") \
+		"$(DESTDIR)$(UNITS)"/systemd/system/orpheusd.{service,socket} \
+		"$(DESTDIR)$(UNITS)"/{sysusers.d,tmpfiles.d}/orpheus.conf
 
 clean:  ## remove what the other targets made
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis bench/.venv

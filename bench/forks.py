@@ -66,7 +66,7 @@ class _Herd:
         setup = {"agent": id, "version": 1, "module": "agent", "entrypoint": "handler", "concurrency": 1,
                  "preload": preload, "env": {}, "result_limit_bytes": RESULT_LIMIT_BYTES, "orphan_ttl_s": 60.0}
         ready = self._expect(ev.TemplateReady, id)
-        self.processes.start_template(id, Plan(id, 1, folder, workspace, None, True, setup))
+        self.processes.start_template(id, Plan(id, 1, folder, workspace, None, True, 0, setup))
         await asyncio.wait_for(ready, TIMEOUT_S)
 
     async def fork(self, template: str, worker: str) -> float:

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import faulthandler
 import json
 import logging
 import os
@@ -32,17 +33,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"made a new token: {make_token(config.state_dir)}; a restart of the daemon takes it")
             return 0
         _set_up_logging(config)
+        # who ends us because we do not move, as a watchdog does by SIGABRT, finds in the log where we stood
+        faulthandler.enable()
         failpoints.arm(config.failpoints)
-        _run(config, lambda: load(vars(args)), left)
+        _run(config, lambda: load(vars(args)), left, args.reap)
     except OrpheusError as error:
         print(f"orpheusd: {error.message}", file=sys.stderr)
         return error.exit_code if isinstance(error, CannotStart) else error.outcome.exit_code
 
 
-def _run(config: Config, configure: Callable[[], Config], left: int | None) -> NoReturn:
-    new_event_loop, serve = _import_daemon()
+def _run(config: Config, configure: Callable[[], Config], left: int | None, reap: bool) -> NoReturn:
+    new_event_loop, serve, clean_up = _import_daemon()
+    work = clean_up(config) if reap else serve(config, configure, left)
     try:
-        code = asyncio.Runner(loop_factory=new_event_loop).run(serve(config, configure, left))
+        code = asyncio.Runner(loop_factory=new_event_loop).run(work)
     except OrpheusError:
         raise
     except Exception:
@@ -54,13 +58,13 @@ def _run(config: Config, configure: Callable[[], Config], left: int | None) -> N
     os._exit(code)
 
 
-def _import_daemon() -> tuple[Any, Any]:
+def _import_daemon() -> tuple[Any, Any, Any]:
     """The loop and the daemon that runs on it; not at the top, so that --help stays quick."""
     import uvloop  # noqa: PLC0415
 
-    from orpheusd.daemon import serve  # noqa: PLC0415
+    from orpheusd.daemon import clean_up, serve  # noqa: PLC0415
 
-    return uvloop.new_event_loop, serve
+    return uvloop.new_event_loop, serve, clean_up
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -84,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--http-admin", action="store_true", default=None,
                         help="changes over HTTP too, for whoever has the token")
     parser.add_argument("--make-token", action="store_true", help="make the token for changes over HTTP, and exit")
+    parser.add_argument("--reap", action="store_true", help="end what a daemon that was killed has left, and exit")
     parser.add_argument("--check", action="store_true", help="check the settings and the installation, and exit")
     parser.add_argument("--version", action="version", version=f"orpheusd {orpheusd.__version__}")
     return parser

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from orpheusd import failpoints
 from orpheusd.errors import OrpheusError
@@ -25,6 +25,17 @@ DURABILITIES = ("os", "disk")
 
 #: Where the next image of a daemon that reloads finds what it is handed; see `orpheusd.handover`.
 HANDOVER = "ORPHEUS_HANDOVER"
+
+
+class FromSystemd(NamedTuple):
+    """What systemd says to a service that it starts: the descriptors it listens on for us, where and how often it
+    wants to hear of us, and, when the service has ended, how (sd_listen_fds(3), sd_notify(3), systemd.exec(5)).
+    """
+
+    listen_fds: tuple[int, ...] = ()
+    notify_socket: str | None = None
+    watchdog_s: float | None = None
+    service_result: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +63,7 @@ class Config:
     build_timeout_s: float = 900.0
     build_environ: Mapping[str, str] = field(default_factory=dict)
     failpoints: Mapping[str, Trap] = field(default_factory=dict)
+    systemd: FromSystemd = field(default_factory=FromSystemd)
 
     @property
     def control_socket(self) -> Path:
@@ -111,6 +123,9 @@ _KINDS: dict[str, tuple[type, ...]] = {
 _CHOICES = {
     "isolation": ISOLATIONS, "log_level": LOG_LEVELS, "log_format": LOG_FORMATS, "durability": DURABILITIES}
 
+#: The first descriptor that systemd hands over (sd_listen_fds(3)).
+LISTEN_FDS_START = 3
+
 #: Where packages come from is the box's business, and boxes say it in these variables.
 _BUILD_VARIABLES = re.compile(
     r"PIP_\w+|HOME|XDG_CONFIG_\w+|SSL_CERT_\w+|(?:REQUESTS|CURL)_CA_BUNDLE|(?:https?|no|all)_proxy", re.IGNORECASE)
@@ -125,6 +140,7 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> 
     settings: dict[str, Any] = {"state_dir": _state_dir(environ), "runtime_dir": _runtime_dir(environ)}
     settings["build_environ"] = {name: value for name, value in environ.items() if _BUILD_VARIABLES.fullmatch(name)}
     settings["failpoints"] = _failpoints(environ)
+    settings["systemd"] = _from_systemd(environ)
     settings.update(_from_file(flags.get("config")))
     settings.update(_from_environ(environ))
     settings.update({name: value for name, value in flags.items() if name in _TEXT and value is not None})
@@ -186,6 +202,19 @@ def _failpoints(environ: Mapping[str, str]) -> dict[str, Trap]:
         return failpoints.parse(environ.get("ORPHEUS_FAILPOINTS", ""))
     except ValueError as error:
         raise OrpheusError("invalid-request", f"ORPHEUS_FAILPOINTS: {error}") from error
+
+
+def _from_systemd(environ: Mapping[str, str]) -> FromSystemd:
+    """What is said to this process. A variable that names another one was inherited by mistake."""
+    ours = str(os.getpid())
+    try:
+        count = int(environ.get("LISTEN_FDS", "0")) if environ.get("LISTEN_PID") == ours else 0
+        period_us = int(environ.get("WATCHDOG_USEC", "0")) if environ.get("WATCHDOG_PID", ours) == ours else 0
+    except ValueError as error:
+        raise OrpheusError("invalid-request", f"LISTEN_FDS or WATCHDOG_USEC: {error}") from error
+    return FromSystemd(
+        tuple(range(LISTEN_FDS_START, LISTEN_FDS_START + count)), environ.get("NOTIFY_SOCKET") or None,
+        period_us / 1_000_000 or None, environ.get("SERVICE_RESULT"))
 
 
 def _checked(settings: dict[str, Any]) -> Config:

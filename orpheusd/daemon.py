@@ -9,10 +9,10 @@ import os
 import resource
 import secrets
 import signal
-import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 import orpheusd
@@ -36,6 +36,7 @@ from orpheusd.process.child import kill_leftovers
 from orpheusd.process.groups import delegated
 from orpheusd.process.image import become
 from orpheusd.process.inherited import reap_inherited
+from orpheusd.process.reaper import reap
 from orpheusd.process.sandbox import detect, find_interpreter, make_lib_dir
 from orpheusd.quotas import Quotas
 from orpheusd.recorder import Recorder
@@ -44,6 +45,7 @@ from orpheusd.remembered import Remembered
 from orpheusd.runlog.settings import Settings
 from orpheusd.runs import Runs
 from orpheusd.service import Service
+from orpheusd.systemd import Listening, Notifier, Watchdog, handed_over
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +78,10 @@ async def serve(config: Config, configure: Callable[[], Config], left: int | Non
     failed: asyncio.Future[BaseException] = loop.create_future()
     loop.set_exception_handler(lambda _loop, context: _fail(failed, context))
     handed = unpack(left) if left is not None else None
+    listening = (handed_over(config.systemd.listen_fds) if handed is None
+                 else Listening.again(handed.http, handed.control, handed.kept))
+    if "http" in listening.kept:
+        config = replace(config, http=listening.http_name)
     if left is not None:
         reap_inherited([door.pid for door in handed.doors] if handed is not None else ())
     stop = Signals()
@@ -85,7 +91,7 @@ async def serve(config: Config, configure: Callable[[], Config], left: int | Non
         if handed is None:
             # a door that has not noticed yet that its daemon was killed still holds the port
             await kill_leftovers(tag_of(config.runtime_dir))
-        daemon = Daemon(config, Reload(config, configure), handed)
+        daemon = Daemon(config, Reload(config, configure), listening, handed)
         try:
             await daemon.open()
             failed.add_done_callback(lambda _: stop.asked.set())
@@ -100,6 +106,15 @@ async def serve(config: Config, configure: Callable[[], Config], left: int | Non
         finally:
             await (daemon.abandon() if failed.done() else daemon.close(stop.asked_again))
         return EXIT_FAULT if failed.done() else 0
+
+
+async def clean_up(config: Config) -> int:
+    """End what a daemon has left behind that was stopped. Returns the exit code. Raises AlreadyRunning."""
+    with hold(config.runtime_dir, None):
+        killed = await reap(config.runtime_dir, tag_of(config.runtime_dir), config.systemd.service_result)
+    if killed:
+        log.warning("%d processes outlived the daemon that was stopped; they are killed", killed)
+    return 0
 
 
 class Signals:
@@ -144,16 +159,14 @@ class Daemon:
     `handed` is what an earlier image of this process has left.
     """
 
-    def __init__(self, config: Config, reload: Reload, handed: Handover | None) -> None:
+    def __init__(self, config: Config, reload: Reload, listening: Listening, handed: Handover | None) -> None:
         self._config = config
         self._reload = reload
+        self._listening = listening
         self._handed = handed
         # before anything is started: what cannot work must not leave anything behind
         check_place(config.control_socket)
-        self._http = None
-        if config.http is not None:
-            listening = handed.http if handed is not None else None
-            self._http = bind(config.http) if listening is None else socket.socket(fileno=listening)
+        self._http = (listening.http or bind(config.http)) if config.http is not None else None
         self._isolation = detect(config.isolation)
         lib = make_lib_dir(config.runtime_dir / "lib")
         store = VersionStore(config.state_dir)
@@ -180,6 +193,8 @@ class Daemon:
         self._fronts = (FrontDoors(self._control, self._http, config, self._isolation)
                         if self._http is not None else None)
         self._monitor: asyncio.TimerHandle | None = None
+        self._notifier = Notifier(config.systemd.notify_socket)
+        self._watchdog = Watchdog(self._notifier, config.systemd.watchdog_s, self._engine.turns)
 
     async def open(self) -> None:
         config = self._config
@@ -193,7 +208,7 @@ class Daemon:
         # before anybody can ask for more: those who were accepted first are first
         self._runs.queue_again()
         handed = self._handed
-        await self._control.open(config.control_socket, handed.control if handed is not None else None)
+        await self._control.open(config.control_socket, self._listening.control)
         if self._fronts is not None:
             self._fronts.open(handed.doors if handed is not None else ())
         if handed is not None:
@@ -202,8 +217,11 @@ class Daemon:
         self._sample()
         self._lag.start()
         self._quotas.start()
-        log.info("ready: control socket %s, http %s, isolation %s, agents %d", config.control_socket,
-                 config.http or "off", self._isolation.mode, len(self._deployments.deployed))
+        self._watchdog.start()
+        told = (f"control socket {config.control_socket}, http {config.http or 'off'}, "
+                f"isolation {self._isolation.mode}, agents {len(self._deployments.deployed)}")
+        self._notifier.say("READY=1", f"STATUS=ready: {told}")
+        log.info("ready: %s", told)
 
     async def _resume(self, handed: Handover) -> None:
         """Go on with the clients of the image before."""
@@ -227,7 +245,9 @@ class Daemon:
         Callers wait: for the stop timeout at most until what they have asked is answered, then for the next image.
         """
         config, paused_at = self._config, time.monotonic()
-        log.info("reloading: callers have %g s to be answered", config.stop_timeout_s)
+        told = f"reloading: callers have {config.stop_timeout_s:g} s to be answered"
+        self._notifier.say("RELOADING=1", f"STATUS={told}")
+        log.info(told)
         self._control.hold()
         self._service.let_followers_go()
         self._runs.let_watchers_go()
@@ -242,8 +262,8 @@ class Daemon:
         control, clients = self._control.hand_over()
         left = pack(Handover(
             orpheusd.__version__, paused_at, state_lock, runtime_lock, control,
-            self._http.fileno() if self._http is not None else None, clients,
-            self._fronts.hand_over() if self._fronts is not None else []))
+            self._http.fileno() if self._http is not None else None,
+            self._listening.kept, clients, self._fronts.hand_over() if self._fronts is not None else []))
         signals.pass_on()
         try:
             become(environ_with(left))
@@ -258,15 +278,23 @@ class Daemon:
         """
         config = self._config
         loop = asyncio.get_running_loop()
-        log.info("stopping: runs have %g s to finish", config.stop_timeout_s)
+        told = f"stopping: runs have {config.stop_timeout_s:g} s to finish"
+        self._notifier.say("STOPPING=1", f"STATUS={told}")
+        log.info(told)
         reached("daemon-closing")
+        over_at = loop.time() + config.stop_timeout_s
         self._control.stop_accepting()
+        if self._fronts is not None and "http" in self._listening.kept:
+            # whoever comes now waits for the next daemon; whoever came before is not refused, but answered
+            self._fronts.stop_accepting()
+            await _first_of(config.stop_timeout_s, self._fronts.empty, hurry)
         self._engine.shut_down()
-        await _first_of(config.stop_timeout_s, self._engine.quiet, hurry)
+        await _first_of(over_at - loop.time(), self._engine.quiet, hurry)
         self._engine.cut_short()
         by = loop.time() + config.grace_s
         await asyncio.gather(self._end_processes(by), self._end_doors(by))
-        config.control_socket.unlink(missing_ok=True)
+        if "control" not in self._listening.kept:
+            config.control_socket.unlink(missing_ok=True)
         await self._write_down()
         log.info("stopped")
 
@@ -280,6 +308,7 @@ class Daemon:
         await self._deployments.close(LAST_S)
         self._lag.stop()
         self._quotas.stop()
+        self._watchdog.stop()
         if self._monitor is not None:
             self._monitor.cancel()
         self._logs.close(LAST_S)

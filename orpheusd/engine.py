@@ -28,9 +28,8 @@ from orpheusd.errors import OrpheusError
 from orpheusd.failpoints import reached
 from orpheusd.outcome import RELOADED, Outcome, unawaited
 from orpheusd.pending import Pending
-from orpheusd.process.causes import MB
 from orpheusd.process.holdings import Session
-from orpheusd.process.monitor import host_memory
+from orpheusd.process.monitor import free_mb
 from orpheusd.process.plan import Plan
 from orpheusd.process.processes import Processes, Sinks
 from orpheusd.process.sandbox import Interpreter, Isolation, RuntimeLib
@@ -45,10 +44,6 @@ log = logging.getLogger(__name__)
 
 #: What a run is told that was not over when the daemon stopped.
 STOPPING = "cancelled while the daemon was stopping: the run was not over in time"
-
-
-def free_mb() -> float:
-    return host_memory() / MB
 
 
 class Verdict(NamedTuple):
@@ -152,6 +147,11 @@ class Engine:
     def now(self) -> float:
         """The supervisor's clock: monotonic seconds. uvloop moves its own once a turn, by milliseconds."""
         return time.monotonic()
+
+    def turns(self) -> bool:
+        """Whether an event that is fed is handled: what a watchdog wants to know."""
+        self.feed(ev.TimePassed())
+        return not self._waiting
 
     def start_run(self, event: ev.RunRequested, pending: Pending) -> None:
         """Accept a run. Its outcome comes through `pending.on_outcome`, perhaps before this returns.

@@ -39,7 +39,7 @@ POINTS: dict[str, str] = {
     "runlog-trimming": "old runs are deleted in a transaction that is not committed",
     "runlog-given-back": "empty pages of the run log were given back",
 }
-ACTIONS = ("kill", "raise", "stall")
+ACTIONS = ("kill", "raise", "stall", "block")
 
 _ORDER = re.compile(r"(?P<action>[a-z]+)(?::(?P<passing>[1-9][0-9]{0,8}))?")
 
@@ -52,7 +52,8 @@ class Trap(NamedTuple):
     """What a point does at its `passing`-th passing.
 
     `kill` is SIGKILL to the daemon, `raise` a fault, and `stall` SIGSTOP: a test sees the daemon stand at the point,
-    and has it go on with SIGCONT.
+    and has it go on with SIGCONT. `block` never lets the thread go on that is there; where that is the loop's, only a
+    deadly signal helps.
     """
 
     action: str
@@ -102,4 +103,6 @@ def _pass(point: str) -> None:
         return
     if trap.action == "raise":
         raise Failed(f"the failpoint {point} is armed")
+    while trap.action == "block":
+        signal.pause()
     signal.raise_signal(signal.SIGKILL if trap.action == "kill" else signal.SIGSTOP)

@@ -7,6 +7,7 @@ that image learns as it would after a crash: from the disk and from the workers.
 import base64
 import json
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 #: Raised when a field changes its meaning: an image that finds another number takes nothing.
@@ -30,7 +31,8 @@ class Door(NamedTuple):
 
 
 class Handover(NamedTuple):
-    """`paused_at` is on the monotonic clock, which all images have. `http` is None without a front door."""
+    """`paused_at` is on the monotonic clock, which all images have. `http` is None without a front door. `kept` names
+    the doors whose sockets systemd has too."""
 
     version: str
     paused_at: float
@@ -38,6 +40,7 @@ class Handover(NamedTuple):
     runtime_lock: int
     control: int
     http: int | None
+    kept: Sequence[str]
     clients: list[Client]
     doors: list[Door]
 

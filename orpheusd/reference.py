@@ -1,4 +1,8 @@
-"""Writes docs/operations.md from the operations table and the error tables: `python -m orpheusd.reference`."""
+"""Writes the lower part of docs/operations.md from the operations table and the error tables:
+`python -m orpheusd.reference`. What is above the line MADE is written by hand.
+"""
+
+from pathlib import Path
 
 from orpheusd.audit import FILE_LIMIT_BYTES
 from orpheusd.errors import CODES, EXIT_FAULT, AddressInUse, AlreadyRunning
@@ -6,9 +10,10 @@ from orpheusd.operations import KINDS, OPERATIONS, Operation, Param
 
 MIB = 1024 * 1024
 
-HEAD = """# Operations
+MADE = "<!-- From here on made by `python -m orpheusd.reference`; a test holds it equal to the code. -->\n"
 
-<!-- Made by `python -m orpheusd.reference`; a test holds it equal to the code. Do not edit. -->
+HEAD = """
+# What can be asked
 
 Everything a caller may ask, through either door. Over the control socket (`ctl.sock`, JSON-RPC 2.0, one object a
 line) the method is the operation's name and the parameters are an object:
@@ -50,6 +55,10 @@ The first SIGTERM or SIGINT stops the daemon. From then on
 3. workers that have not left after `grace_s` (2 s) are killed. The HTTP door answers what it still can and leaves in
    the same time, whoever does not read; so do clients of the control socket and operations such as a deploy, which
    are undone.
+
+Where systemd holds the listening sockets, requests that were accepted over HTTP before the signal are not refused:
+they have the same time to be over, those that wait for a worker too, and only then the first step begins. Whoever
+connects later waits for the next daemon.
 
 So the process is gone at most `grace_s` and a second after runs are over, have used up their time, or were not to be
 waited for. Only a disk that does not keep up is given longer, because what is not written then is lost:
@@ -143,8 +152,16 @@ Both doors tell the same codes. `Retry-After` is in seconds and is also in `data
 """
 
 
+def page(text: str) -> str:
+    """The page `text` as it should be. Raises ValueError when it does not have the line MADE."""
+    by_hand, made, _ = text.partition(MADE)
+    if not made:
+        raise ValueError("the page lacks the line above which it is written by hand")
+    return by_hand + made + reference()
+
+
 def reference() -> str:
-    """The whole page."""
+    """All that is made."""
     sections = [_section(operation) for operation in OPERATIONS]
     errors = [
         f"| `{code}` | {outcome.http_status} | {outcome.exit_code} | {outcome.retry_after_s or 'no'} |"
@@ -178,4 +195,5 @@ def _row(param: Param) -> str:
 
 
 if __name__ == "__main__":
-    print(reference(), end="")
+    path = Path(__file__).parent.parent / "docs/operations.md"
+    path.write_text(page(path.read_text()))

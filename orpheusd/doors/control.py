@@ -55,9 +55,9 @@ class ControlDoor:
         self._server: asyncio.Server | None = None
         self._listening: int | None = None
 
-    async def open(self, path: Path, listening: int | None = None) -> None:
-        """Listen on `path`, where `listening` does already if there is one. The caller holds the directory's lock, and
-        has asked `check_place`."""
+    async def open(self, path: Path, listening: socket.socket | None) -> None:
+        """Listen on `path`, or on a socket that listens already. The caller holds the directory's lock, and has asked
+        `check_place`."""
         gid = gid_of(self.admin_group) if os.geteuid() == 0 else None
         self._server = await listen(path, lambda: Connection(self, "ctl", None), gid, listening)
 

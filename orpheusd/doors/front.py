@@ -69,7 +69,7 @@ def tag_of(runtime_dir: Path) -> str:
 
 class FrontDoors:
     """Invariant: while open, `count` doors run or wait to be restarted. A door that is told to go lets requests finish
-    for `grace_s` seconds.
+    for `grace_s` seconds. `empty` is set while there is none, and none to come.
     """
 
     def __init__(self, control: ControlDoor, sock: socket.socket, config: Config, isolation: Isolation) -> None:
@@ -83,10 +83,13 @@ class FrontDoors:
         self._children: dict[Child, Connection | None] = {}
         self._keepers: list[asyncio.Task[None]] = []
         self._closing = asyncio.Event()
+        self.empty = asyncio.Event()
+        self.empty.set()
 
     def open(self, handed: Sequence[Door] = ()) -> None:
         """`handed` are the doors of an earlier image of this daemon."""
         loop = asyncio.get_running_loop()
+        self.empty.clear()
         doors = [*handed, *[None] * (self._count - len(handed))]
         self._keepers = [loop.create_task(self._keep(door)) for door in doors]
         for keeper in self._keepers:
@@ -97,6 +100,12 @@ class FrontDoors:
         handed = [(child.pid, connection.hand_over())
                   for child, connection in self._children.items() if connection is not None]
         return [Door(pid, client) for pid, client in handed if client is not None]
+
+    def stop_accepting(self) -> None:
+        """Whoever was accepted is answered, whoever comes waits in the socket. A door leaves after its last client."""
+        self._closing.set()
+        for child in self._children:
+            child.signal(signal.SIGUSR1)
 
     async def close(self, timeout_s: float) -> None:
         """Ask the doors to finish what they have, and kill those that are there after `timeout_s`."""
@@ -114,6 +123,11 @@ class FrontDoors:
             await asyncio.wait(late, timeout=LATE_S)
 
     async def _keep(self, handed: Door | None) -> None:
+        await self._serve_on(handed)
+        if not self._children:
+            self.empty.set()
+
+    async def _serve_on(self, handed: Door | None) -> None:
         loop = asyncio.get_running_loop()
         delay_s = RESTART_FIRST_S
         while not self._closing.is_set():

@@ -31,16 +31,15 @@ def check_place(path: Path) -> None:
 
 
 async def listen(
-    path: Path, client: Callable[[], asyncio.Protocol], gid: int | None, listening: int | None = None
+    path: Path, client: Callable[[], asyncio.Protocol], gid: int | None, listening: socket.socket | None
 ) -> asyncio.Server:
-    """A server on `path`, in place of a socket that nobody serves; for `gid`, if there is one, besides the owner.
+    """A server on `path`, in place of a socket that nobody serves; for `gid`, if there is one, besides the owner. Or
+    on a socket that was `listening` before we came, whose place and mode are its maker's.
 
-    Never connectable with a wrong mode: bound under a temporary name, and renamed once it is right. `listening` is
-    one that has been there all the time.
+    Never connectable with a wrong mode: bound under a temporary name, and renamed once it is right.
     """
     if listening is not None:
-        return await asyncio.get_running_loop().create_unix_server(
-            client, sock=socket.socket(fileno=listening), backlog=BACKLOG)
+        return await asyncio.get_running_loop().create_unix_server(client, sock=listening, backlog=BACKLOG)
     temporary = path.with_name(path.name + _NEW)
     temporary.unlink(missing_ok=True)
     umask = os.umask(0o177)

@@ -22,16 +22,21 @@ def token_file(state_dir: Path) -> Path:
 
 
 def make_token(state_dir: Path) -> Path:
-    """Write a new token; the one before is none any more. Raises OSError."""
+    """Write a new token; the one before is none any more. Raises OrpheusError(permission-denied)."""
     path = token_file(state_dir)
     new = path.with_name("token.new")
-    new.unlink(missing_ok=True)
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "w") as stream:
-        stream.write(secrets.token_urlsafe(TOKEN_BYTES) + "\n")
-        stream.flush()
-        os.fsync(fd)
-    new.rename(path)
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        new.unlink(missing_ok=True)
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "w") as stream:
+            stream.write(secrets.token_urlsafe(TOKEN_BYTES) + "\n")
+            stream.flush()
+            os.fsync(fd)
+        new.rename(path)
+    except OSError as error:
+        raise OrpheusError(
+            "permission-denied", f"cannot write {path}: {error.strerror}; run this as the daemon's user") from error
     return path
 
 

@@ -1,6 +1,7 @@
 """A program of ours that the daemon starts and means to outlive: started, signalled and reaped by a pidfd.
 
-If the daemon is killed first, the next one finds it by its tag. When the daemon reloads it stays our child.
+If the daemon is killed first, the next one finds it by its tag. When the daemon reloads it stays our child. What
+systemd says to the daemon is not said to it.
 """
 
 import os
@@ -10,6 +11,9 @@ from collections.abc import Sequence
 
 from orpheusd.process import survivors
 from orpheusd.process.pidfds import PidFd
+
+#: What systemd.exec(5) sets for the main process of a service alone.
+NOT_FOR_CHILDREN = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 
 
 class Child:
@@ -27,8 +31,9 @@ class Child:
     @classmethod
     def start(cls, argv: Sequence[str], pass_fds: Sequence[int], tag: str) -> "Child":
         """`tag` is `NAME=value` in its environment, for `kill_leftovers`."""
+        env = ["/usr/bin/env", *(f"--unset={name}" for name in NOT_FOR_CHILDREN), tag]
         process = subprocess.Popen(
-            ["/usr/bin/env", tag, *argv], stdin=subprocess.DEVNULL, pass_fds=tuple(pass_fds), start_new_session=True)
+            [*env, *argv], stdin=subprocess.DEVNULL, pass_fds=tuple(pass_fds), start_new_session=True)
         return cls(process.pid, process)
 
     async def wait(self) -> int:

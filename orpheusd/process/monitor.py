@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from orpheusd.process.causes import MB
 from orpheusd.process.oom import OomKills
 
 
@@ -77,9 +78,9 @@ class Monitor:
         return 0 if watched is None else watched.peak_rss_bytes
 
 
-def host_memory() -> int:
-    """Bytes of memory that the host can give without swapping."""
-    return int(psutil.virtual_memory().available)
+def free_mb() -> float:
+    """Megabytes (2**20) of memory that the host can give without swapping."""
+    return float(psutil.virtual_memory().available / MB)
 
 
 def _sample(process: psutil.Process, now: float) -> Sample | None:

@@ -54,7 +54,7 @@ def refused(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) 
 
 
 def test_every_setting_can_be_set() -> None:
-    assert {field.name for field in fields(Config)} - {"build_environ", "failpoints"} == set(EACH)
+    assert {field.name for field in fields(Config)} - {"build_environ", "failpoints", "systemd"} == set(EACH)
 
 
 @pytest.mark.parametrize("name", EACH)

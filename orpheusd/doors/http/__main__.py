@@ -1,7 +1,8 @@
 """`python -m orpheusd.doors.http --listen-fd N --control-fd M`: the process of an HTTP door, started by the daemon.
 
 It lives as long as its control connection: when the daemon is gone, or says SIGTERM, it accepts no more, ends its
-streams, lets what is being answered finish within the grace, and exits.
+streams, lets what is being answered finish within the grace, and exits. On SIGUSR1 it accepts no more either, and
+leaves when everybody it had accepted was answered, however long that takes.
 """
 
 import argparse
@@ -71,6 +72,15 @@ async def _serve(
     await loop.create_unix_connection(lambda: client, sock=control)
     server = Server(Door(routes(client, limits, bearer), limits, complaints), limits, complaints)
     server.start(listeners)
+    drained: asyncio.Task[None] | None = None
+
+    def drain() -> None:
+        nonlocal drained
+        if drained is None:
+            drained = loop.create_task(server.drain())
+            drained.add_done_callback(lambda _: closing.set())
+
+    loop.add_signal_handler(signal.SIGUSR1, drain)
     # What is there now stays: the collector need not look at it again.
     gc.collect()
     gc.freeze()

@@ -44,19 +44,28 @@ class Server:
         self._listeners = listeners
         self._accept()
 
+    async def drain(self) -> None:
+        """Accept no more, and return when no connection is left: the idle ones close, the others are answered once."""
+        await self._close_idle(Phase.IDLE)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
     async def stop(self, grace_s: float) -> None:
         """Returns when no connection is left: the idle ones close, the busy ones get `grace_s` to be answered."""
-        self._pause()
-        self._listeners = []
-        await self._context.terminated.set()
-        for connection in list(self._connections):
-            if connection.phase is not Phase.ANSWER:
-                connection.close()
+        await self._close_idle(Phase.IDLE, Phase.HEADERS)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace_s)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _close_idle(self, *phases: Phase) -> None:
+        self._pause()
+        self._listeners = []
+        await self._context.terminated.set()
+        for connection in list(self._connections):
+            if connection.phase in phases:
+                connection.close()
 
     def _accept(self) -> None:
         if self._again is not None:

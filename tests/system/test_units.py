@@ -1,0 +1,19 @@
+"""The units as files: what they leave open, as systemd itself counts it."""
+
+import shutil
+import subprocess
+
+import pytest
+
+from tests.daemon import ROOT
+
+#: What must remain open is what bubblewrap needs to put walls around agents without being root: namespaces and mounts.
+EXPOSURE_AT_MOST = 3.0
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_the_service_is_exposed_no_more_than_its_sandboxes_need() -> None:
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=yes", f"--threshold={EXPOSURE_AT_MOST * 10:.0f}", "--no-pager",
+         "systemd/orpheusd.service"], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
