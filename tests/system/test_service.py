@@ -59,9 +59,11 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
 
 @pytest.fixture(autouse=True)
 def _started(box: Box) -> None:
-    """Every test begins with the service as it is installed, started, and not near its limit of starts."""
+    """Every test begins with the service as it is installed, well, and not near its limit of starts."""
     box.systemctl("reset-failed")
     box.systemctl("start", SOCKET, SERVICE)
+    answer = ask(box, "begin")
+    assert answer.status == 200, f"{answer}; journal:\n{box.journal()}"
 
 
 @pytest.fixture
