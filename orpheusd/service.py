@@ -157,7 +157,8 @@ class Service:
         upload_id = params["upload_id"]
         if upload_id is None:
             upload_id = uploads.begin()
-            call.at_end(partial(uploads.abandon, upload_id))
+            if call.source != "http":  # a door drops by itself what does not arrive, and its connection has no end
+                call.at_end(partial(uploads.abandon, upload_id))
         return {"upload_id": upload_id, "size_bytes": uploads.append(upload_id, piece)}
 
     def bundle_drop(self, call: Call, params: Params) -> dict[str, Any]:

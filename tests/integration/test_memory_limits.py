@@ -77,6 +77,20 @@ def handler(input_data):
 """
 
 
+def test_no_worker_is_started_that_the_box_has_no_memory_for(daemon: Daemon, tmp_path: Path) -> None:
+    waits = "import time\ndef handler(input_data):\n    time.sleep(input_data['s'])\n"
+    daemon.deploy(write_agent(tmp_path / "huge", waits, memory=1_048_576, scaling={"max_workers": 3}))
+    with daemon.connect() as control:
+        for _ in range(2):
+            control.send("run", agent="huge", input={"s": 1})
+        eventually(lambda: daemon.call("agent.show", agent="huge")["queue"] == 1)
+        assert any("huge has" in problem for problem in daemon.call("status")["problems"])
+        assert "huge has" in daemon.ctl("doctor").stdout
+        answers = [control.receive() for _ in range(2)]
+    assert len({answer["result"]["worker_id"] for answer in answers}) == 1, "the one there is has done both"
+    assert daemon.call("agent.stats", agent="huge")["workers"]["current"] == 1
+
+
 def test_one_that_takes_too_much_is_told_as_such_and_its_siblings_live(daemon: Daemon, tmp_path: Path) -> None:
     # faults 7, 8: contained before the box feels it
     daemon.deploy(write_agent(tmp_path / "greedy", GREEDY, memory=80, scaling={"min_workers": 2, "max_workers": 2}))
