@@ -1,8 +1,9 @@
 """Control groups (cgroup v2) for workers: the kernel holds each to its memory and its number of processes.
 
-They exist where the daemon's own group was given to it (`Delegate=` in the unit). The daemon then moves itself into
-a group beside the workers', because a group that hands out controllers may hold no process of its own
-(cgroup-v2.rst, "No Internal Process Constraint"). A group that holds anybody else is left alone.
+They exist where the daemon's own group was given to it (`Delegate=` in the unit). The daemon is then in a group
+beside the workers', where systemd puts it (`DelegateSubgroup=`) or it moves itself, because a group that hands out
+controllers may hold no process of its own (cgroup-v2.rst, "No Internal Process Constraint"). A group that holds
+anybody else is left alone.
 """
 
 import os
@@ -125,6 +126,9 @@ def lacking(own: Path) -> str | None:
         return f"the control group {home} is not delegated to this user"
     if others:
         return f"the control group {home} holds other processes too"
+    if own.suffix == ".service":
+        # a divided group takes no process: systemd, which starts a service in its own group, could not restart us
+        return f"{own.name} has no DelegateSubgroup={_DAEMON} (systemd 254), without which it could not restart"
     return None
 
 

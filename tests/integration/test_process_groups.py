@@ -31,12 +31,14 @@ def group(path: Path, **files: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("files", "lacks"), [
-    ({"cgroup_controllers": "cpu pids"}, "has no memory controller"),
-    ({"cgroup_procs": f"{os.getpid()}\n1\n"}, "holds other processes too"),
+@pytest.mark.parametrize(("name", "files", "lacks"), [
+    ("unit", {"cgroup_controllers": "cpu pids"}, "has no memory controller"),
+    ("unit", {"cgroup_procs": f"{os.getpid()}\n1\n"}, "holds other processes too"),
+    ("orpheusd.service", {"cgroup_procs": f"{os.getpid()}\n"}, "has no DelegateSubgroup=daemon"),
 ])
-def test_a_group_that_cannot_be_divided_is_left_alone(tmp_path: Path, files: dict[str, str], lacks: str) -> None:
-    own = group(tmp_path / "unit", **files)
+def test_a_group_that_cannot_be_divided_is_left_alone(
+        tmp_path: Path, name: str, files: dict[str, str], lacks: str) -> None:
+    own = group(tmp_path / name, **files)
     found, reason = prepare(own)
     assert found is None and lacks in reason
     assert not (own / "daemon").exists() and (own / "cgroup.subtree_control").read_text() == ""
@@ -53,6 +55,15 @@ def test_a_group_that_is_given_is_divided(tmp_path: Path) -> None:
     assert (own / "workers/cgroup.subtree_control").read_text().startswith("+")
     again, _ = prepare(own / "daemon")
     assert again is not None, "the next daemon is there already"
+
+
+def test_the_group_of_a_service_is_divided_when_the_service_is_in_a_part_of_it(tmp_path: Path) -> None:
+    unit = group(tmp_path / "orpheusd.service")
+    for name in ("daemon", "workers"):
+        group(unit / name)
+    found, reason = prepare(unit / "daemon")
+    assert found is not None and reason == ""
+    assert (unit / "daemon/cgroup.procs").read_text() == "", "systemd has put it there"
 
 
 def test_a_worker_is_put_under_its_limit_and_its_group_tells_the_end(tmp_path: Path) -> None:

@@ -78,7 +78,9 @@ def changed(box: Box) -> Iterator[Callable[..., None]]:
 
 
 def test_the_units_are_good(box: Box) -> None:
-    assert box.run("systemd-analyze", "verify", SERVICE, SOCKET) == ""
+    said = box.run("systemd-analyze", "verify", SERVICE, SOCKET).splitlines()
+    # a systemd before 254 ignores that one, and says so
+    assert [line for line in said if "Unknown key" not in line or "DelegateSubgroup" not in line] == []
 
 
 def test_it_says_when_it_is_ready_and_how_it_is(box: Box) -> None:
