@@ -139,7 +139,9 @@ class Pool:
         if worker.template is agent.candidate:
             self.versions.refuse(agent, reason, now)
         elif unasked and not worker.outdated and not worker.untried:
-            self.versions.failed(agent, worker.slot, reason, now)
+            # who dies with its template, however late that is noticed, adds nothing to why
+            consequence = worker.template.state is ProcessState.EXITED
+            self.versions.failed(agent, worker.slot, "" if consequence else reason, now)
         # after the judgement: who waited for it is not to start on workers that this death has condemned
         mourn(self._router, agent, worker, cause, undelivered, now)
         self._orders.leave_slot(agent, worker)

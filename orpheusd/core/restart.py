@@ -92,7 +92,7 @@ class Record:
 
     def failed(self, now: float, reason: str) -> bool:
         """Whether it is a failure of its own, and not the same again."""
-        self.reason = reason
+        self.reason = reason or self.reason
         alone = not self._times or now - self._times[-1] >= ONE_CAUSE_S
         if alone:
             self._times.append(now)

@@ -128,14 +128,15 @@ class Versions:
                 agent.previous = None
 
     def failed(self, agent: Agent, slot: Slot, reason: str, now: float) -> None:
-        """A process of the current version has died unasked, or did not start."""
+        """A process of the current version has died unasked, or did not start. `reason` is "" when that follows from a
+        failure that was told."""
         slot.failed(now, self._uniform)
         if agent.record.failed(now, reason):
             agent.pace.failed(now, self._uniform)
         if agent.state is not AgentState.ACTIVE or agent.given_up:
             return
         if agent.previous is not None and now <= agent.previous.until and len(agent.record) >= PROBATION_DEATHS:
-            self._give_up(agent, reason, now)
+            self._give_up(agent, agent.record.reason, now)
         elif agent.record.exhausted(now):
             self._quarantine(agent, now)
 
