@@ -271,21 +271,6 @@ def test_a_template_that_dies_is_started_again_and_its_workers_are_mourned() -> 
     assert len(world.ready()) == 2 and world.context_of(world.request("s")) == "lost"
 
 
-def test_a_worker_that_is_seen_late_to_have_died_with_its_template_is_no_news() -> None:
-    world = CoreWorld()
-    [worker] = world.deploy()
-    template = world.agent().current
-    assert template is not None
-    world.tell(ev.TemplateExited(template.id, "signal 9"))
-    while world.agent().state is AgentState.ACTIVE:
-        world.wait(1.0)
-        starting = all_of(world.effects, ef.StartTemplate)[-1].template
-        if starting in world.agent().templates:
-            world.tell(ev.TemplateFailed(starting, "Not a directory"))
-    world.die(worker)
-    assert "Not a directory" in world.answer(world.request()).message
-
-
 def test_a_template_that_started_waits_no_longer_the_next_time() -> None:
     world = CoreWorld()
     world.deploy(workers=0)
