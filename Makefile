@@ -13,7 +13,7 @@ UNITS ?= $(if $(filter /usr /usr/local,$(PREFIX)),$(PREFIX)/lib,/etc)
 HOME_DIR := $(PREFIX)/lib/orpheus
 PROGRAMS := orpheusd orpheusctl orpheus
 
-.PHONY: help demo test check bench fault fault-proof soak test-all venv install uninstall clean
+.PHONY: help demo test check check-types check-unit check-property bench fault fault-proof soak test-all venv install uninstall clean
 
 help:  ## list these targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,10 +26,18 @@ test: $(INSTALLED)  ## every test but the long forms (at most 10 minutes on 2 co
 	@.ci/setup packages bubblewrap libseccomp2 curl jq socat systemd
 	@$(PYTEST) -m "not slow"
 
-check: $(INSTALLED)  ## ruff, mypy, unit, property and architecture tests (under a minute)
+check: $(INSTALLED)  ## ruff, mypy, unit, property and architecture tests (under a minute on 2 cores)
 	@$(VENV)/bin/ruff check .
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync check-types check-unit check-property
+
+check-types: $(INSTALLED)
 	@$(VENV)/bin/mypy
-	@$(PYTEST) -q -m "not slow" tests/unit tests/property tests/test_architecture.py
+
+check-unit: $(INSTALLED)
+	@$(PYTEST) -q -m "not slow" tests/unit
+
+check-property: $(INSTALLED)
+	@$(PYTEST) -q -m "not slow" tests/property tests/test_architecture.py
 
 bench: $(INSTALLED)  ## the table of the performance budget, each row beside its baseline
 	@.ci/setup packages bubblewrap libseccomp2

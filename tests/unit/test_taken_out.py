@@ -80,6 +80,8 @@ def test_a_test_notices_by_failing_and_by_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "tests" / "test_small.py").write_text(TESTED)
     (tmp_path / "setup.cfg").write_text("[tool:pytest]\npythonpath = .\n")
     tests = [f"test_small.py::test_{name}" for name in ("notices", "does_not_notice", "cannot_begin", "is_skipped")]
-    assert [verdicts(tmp_path, tests)[test].word for test in tests] == ["passed", "passed", "error", "skipped"]
+    found = verdicts(tmp_path, tests)
+    assert [found[test].word for test in tests] == ["passed", "passed", "error", "skipped"]
     take_out(tmp_path, Handling(1, "", "product.py", "True", "False", ()))
-    assert [verdicts(tmp_path, tests)[test].word for test in tests] == ["failed", "passed", "error", "skipped"]
+    found = verdicts(tmp_path, tests)
+    assert [found[test].word for test in tests] == ["failed", "passed", "error", "skipped"]
