@@ -175,7 +175,7 @@ class Engine:
     def busy(self, agent: str) -> bool:
         """Whether runs of the agent go on or wait."""
         known = self.supervisor.agents.get(agent)
-        return known is not None and bool(known.started or known.waiting)
+        return known is not None and bool(known.going_on or known.waiting)
 
     def load(self, agent: str, version: int, settings: Settings, sessions: tuple[ev.Seen, ...],
              orphans: tuple[ev.Orphan, ...]) -> None:

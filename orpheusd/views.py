@@ -31,7 +31,7 @@ def agent_row(agent: Agent, rolled_back: RolledBackFrom | None) -> dict[str, Any
         "max": agent.settings.max_workers,
         "sessions": len(agent.sessions),
         "queue": len(agent.waiting),
-        "runs": agent.started,
+        "runs": agent.going_on,
         "rolled_back": rolled_back._asdict() if rolled_back is not None else None,
     }
 
@@ -61,7 +61,7 @@ def agent_stats(agent: Agent, processes: Processes) -> dict[str, Any]:
             "min": agent.settings.min_workers,
             "max": agent.settings.max_workers,
         },
-        "queue": {"depth": len(agent.waiting), "processing": agent.started, "max": agent.settings.queue_size},
+        "queue": {"depth": len(agent.waiting), "processing": agent.going_on, "max": agent.settings.queue_size},
         "sessions": {
             "count": len(agent.sessions), "homeless": agent.sessions.homeless, "max": agent.settings.session_max},
         "runs": {state.replace("-", "_"): agent.counts[state] for state in RUN_STATES},

@@ -277,6 +277,14 @@ class Daemon:
         psutil.wait_procs(alive, timeout=2)
 
 
+def command(process: psutil.Process) -> list[str]:
+    """Its command line; of one that is gone, or dead and not buried yet, there is none."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+
+
 def write_agent(folder: Path, code: str, **settings: Any) -> Path:
     """`folder` with an agent in it: `code` as agent.py, `settings` as agent.yaml; its name is the folder's."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -106,6 +106,11 @@ class Agent:
         return self.started - self.outdated_runs - len(self.owed) + len(self.rotation)
 
     @property
+    def going_on(self) -> int:
+        """Runs on workers, and those that an earlier daemon left and nobody has spoken for yet."""
+        return self.started + (len(self.adoption.unfinished) if self.adoption is not None else 0)
+
+    @property
     def unwanted(self) -> bool:
         """Whether it is to go: it was removed, or its first version did not come to be."""
         return self.state is AgentState.REMOVED or (self.current is None and self.candidate is None)

@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from tests.daemon import Control, Daemon
+from tests.daemon import Control, Daemon, command
 from tests.fault.callers import ANSWER_TIMEOUT_S
 from tests.fault.invariants import Agent, Holdings, Row
 
@@ -160,23 +160,20 @@ def _is_zombie(process: psutil.Process) -> bool:
 
 
 def _is_daemon(process: psutil.Process) -> bool:
-    try:
-        return process.cmdline()[1:3] == ["-m", "orpheusd"]
-    except psutil.NoSuchProcess:
-        return False
+    return command(process)[1:3] == ["-m", "orpheusd"]
 
 
 def _process_kind(process: psutil.Process) -> str:
     if process.status() == psutil.STATUS_ZOMBIE:
         return "zombie"
     if process.name() == "bwrap":
-        return "sandbox of a door" if "orpheusd.doors.http" in process.cmdline() else "sandbox"
+        return "sandbox of a door" if "orpheusd.doors.http" in command(process) else "sandbox"
     if not _is_agents(process):
-        return f"{process.name()} {' '.join(process.cmdline()[1:3])}"
+        return f"{process.name()} {' '.join(command(process)[1:3])}"
     parent = process.parent()
     return "worker" if parent is not None and _is_agents(parent) else "template"
 
 
 def _is_agents(process: psutil.Process) -> bool:
     """Whether it is a template or was forked by one."""
-    return process.name() != "bwrap" and "orpheusd.worker.template" in " ".join(process.cmdline())
+    return process.name() != "bwrap" and "orpheusd.worker.template" in " ".join(command(process))

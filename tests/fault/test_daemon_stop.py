@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from orpheusd.errors import OrpheusError
-from tests.daemon import Daemon
+from tests.daemon import Daemon, command
 from tests.eventually import eventually
 from tests.fault.aftermath import Aftermath, witness
 from tests.fault.holdings import stored
@@ -191,7 +191,7 @@ def test_a_deploy_that_goes_on_is_undone(new_daemon: NewDaemon, tmp_path: Path) 
                 refused.append(str(error))
 
         stack.enter_context(_thread(deploy))
-        eventually(lambda: "template" in " ".join(" ".join(one.cmdline()) for one in _alive(daemon)))
+        eventually(lambda: "template" in " ".join(" ".join(command(one)) for one in _alive(daemon)))
         tell(daemon, signal.SIGTERM)
         code, took_s = exit_of(daemon, 30)
         assert code == 0 and took_s < STOP_TIMEOUT_S + GRACE_S + LEEWAY_S

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from orpheusd.process import sandbox
-from tests.daemon import Daemon
+from tests.daemon import Daemon, command
 
 NewDaemon = Callable[..., Daemon]
 
@@ -24,7 +24,7 @@ def door(daemon: Daemon) -> psutil.Process:
 def serving(daemon: Daemon) -> list[psutil.Process]:
     """The door that answers, after the sandbox around it."""
     assert httpx.get(f"{daemon.http}/v1/health").is_success
-    return [process for process in daemon.family() if "orpheusd.doors.http" in process.cmdline()]
+    return [process for process in daemon.family() if "orpheusd.doors.http" in command(process)]
 
 
 def test_a_door_sees_neither_state_nor_sockets(daemon: Daemon, door: psutil.Process) -> None:

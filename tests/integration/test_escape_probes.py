@@ -20,7 +20,7 @@ import pytest
 
 from orpheusd.process import root, sandbox, syscalls
 from orpheusd.worker import confinement
-from tests.daemon import ROOT, Daemon, environment, write_agent
+from tests.daemon import ROOT, Daemon, command, environment, write_agent
 from tests.eventually import eventually
 
 NOBODY = 65534
@@ -252,7 +252,7 @@ def furnished(daemon: Daemon) -> House:
     (daemon.state_dir / "token").write_text(SECRET)
     worker = daemon.call("agent.show", agent="neighbour")["workers"][0]
     children = psutil.Process(daemon.pid).children(recursive=True)
-    door = next(process for process in children if "orpheusd.doors.http" in process.cmdline())
+    door = next(process for process in children if "orpheusd.doors.http" in command(process))
     link = next((daemon.runtime_dir / "t").glob("*/worker.sock"))
     import pyseccomp  # only here: where there is no filter this is not reached
 
@@ -302,7 +302,7 @@ def test_what_is_left_behind_goes_with_its_worker(house: House) -> None:
 
     def left() -> list[psutil.Process]:
         return [process for process in psutil.Process(house.daemon.pid).children(recursive=True)
-                if any("left-behind" in word for word in process.cmdline())]
+                if any("left-behind" in word for word in command(process))]
 
     eventually(lambda: len(left()) == 1, what="the process that got away from its parents")
     worker = house.daemon.call("agent.show", agent="attacker")["workers"][0]

@@ -18,7 +18,7 @@ import pytest
 from orpheusd.core import events as ev
 from orpheusd.errors import OrpheusError
 from orpheusd.pending import Pending
-from tests.daemon import Control, Daemon, write_agent
+from tests.daemon import Control, Daemon, command, write_agent
 from tests.eventually import eventually
 from tests.fault.aftermath import Aftermath, witness
 from tests.integration.engine_house import TIMEOUT_S, House, in_house
@@ -316,7 +316,7 @@ def test_a_sigterm_while_the_new_image_starts_is_heard_by_it(new_daemon: NewDaem
 
 def front_door(daemon: Daemon) -> list[psutil.Process]:
     """The door, after the sandbox around it if it has one."""
-    return [process for process in daemon.family() if "orpheusd.doors.http" in process.cmdline()]
+    return [process for process in daemon.family() if "orpheusd.doors.http" in command(process)]
 
 
 def test_what_templates_of_before_leave_is_reaped(new_daemon: NewDaemon, tmp_path: Path) -> None:

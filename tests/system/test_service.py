@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.daemon import ROOT, write_agent
+from tests.daemon import ROOT, command, write_agent
 from tests.eventually import eventually
 from tests.system.box import SYSTEMD, Box
 from tests.system.callers import AGENT, Callers, ask
@@ -108,7 +108,7 @@ def test_nothing_of_it_is_root(box: Box) -> None:
     uid = int(box.run("id", "-u", USER))
     ours = box.processes(USER)
     assert {"python", "bwrap"} <= {process.name() for process in ours}
-    (main,) = [process for process in ours if process.cmdline()[-2:] == ["-m", "orpheusd"]]
+    (main,) = [process for process in ours if command(process)[-2:] == ["-m", "orpheusd"]]
     assert {process.pid for process in ours} == {main.pid, *(child.pid for child in main.children(recursive=True))}
     for process in ours:
         status = _status(process)

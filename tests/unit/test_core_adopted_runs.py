@@ -44,6 +44,19 @@ def test_a_run_that_the_log_does_not_have_is_found() -> None:
     assert (world.answer("r").context, world.answer("r").turn) == ("new", 1)
 
 
+def test_runs_that_nobody_has_spoken_for_yet_are_going_on() -> None:
+    world = CoreWorld()
+    load(world, runs=(unfinished("r1", "w1"), unfinished("r2", "w2"), unfinished("r3", None)))
+    assert world.agent().going_on == 3
+    world.tell(ev.TemplateAdopted(T, ("w1", "w2")))
+    hear(world, "w1", runs=(unfinished("r1", "w1"),))
+    assert world.agent().going_on == 3
+    hear(world, "w2")
+    assert world.agent().going_on == 1, "two are given up, as nobody has them"
+    world.end("r1")
+    assert world.agent().going_on == 0
+
+
 @pytest.mark.parametrize(("worker", "context", "message"), [
     ("w1", "warm", "which does not have it"), ("w9", "warm", "that worker is gone"), (None, None, "was not started")])
 def test_a_run_that_nobody_has_has_crashed(worker: str | None, context: str | None, message: str) -> None:
