@@ -43,7 +43,7 @@ _HEADER_RULE = "a header name that starts with X- or ends with -Id"
 _HEADERS_TAKEN = re.compile(r"content-.*|last-event-id|x-forwarded-.*|x-orpheus-.*|x-session-(?!id$).*", re.ASCII)
 _ENV_RULE = "a list of NAME and NAME=value, or a mapping of NAME to a value or to nothing"
 #: Keys that may stand without a value, as a heading whose lines were all removed.
-_SECTIONS = ("scaling", "session", "deploy", "workspace", "env", "telemetry")
+_SECTIONS = ("scaling", "session", "deploy", "recycle", "workspace", "env", "telemetry")
 _UNIT_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -205,6 +205,15 @@ class Deploy(_Settings):
         le=LONGEST_S)
 
 
+class Recycle(_Settings):
+    """When a worker is replaced by a new one though it works: for agents that leak."""
+
+    max_runs: int | None = _key(None, "runs after which a worker is replaced", "a whole number from 1 to 1000000000",
+                                ge=1, le=1_000_000_000)
+    memory_mb: int | None = _key(None, "MB of resident memory above which a worker is replaced; less than `memory`",
+                                 "a whole number from 1 to 1048576", ge=1, le=1_048_576)
+
+
 Label = Annotated[str, Field(max_length=256)]
 
 
@@ -237,6 +246,7 @@ class Manifest(_Settings):
     scaling: Scaling = Field(default_factory=Scaling)
     session: Session = Field(default_factory=Session)
     deploy: Deploy = Field(default_factory=Deploy)
+    recycle: Recycle = Field(default_factory=Recycle)
     workspace: Workspace = Field(default_factory=Workspace)
     env: dict[EnvName, EnvValue | None] = _key(
         {}, "environment variables of the agent", f"{_ENV_RULE}; at most {ENV_LIMIT}", private=True,
@@ -245,6 +255,14 @@ class Manifest(_Settings):
     telemetry: Telemetry = Field(default_factory=Telemetry)
     engine: str | None = _key(None, "accepted and ignored: no model server is started", "text", max_length=256)
     model: str | None = _key(None, "accepted and ignored: no model server is started", "text", max_length=256)
+
+    @model_validator(mode="after")
+    def _recycled_before_it_is_killed(self) -> Self:
+        if self.recycle.memory_mb is not None and self.recycle.memory_mb >= self.memory:
+            raise PydanticCustomError(
+                "rule", "must be less than `memory` ({most}), not {found}",
+                {"field": "recycle.memory_mb", "most": self.memory, "found": self.recycle.memory_mb})
+        return self
 
     @property
     def module_name(self) -> str:

@@ -44,6 +44,7 @@ from orpheusd.reload import Reload
 from orpheusd.remembered import Remembered
 from orpheusd.runlog.settings import Settings
 from orpheusd.runs import Runs
+from orpheusd.sampling import Sampling
 from orpheusd.service import Service
 from orpheusd.systemd import Listening, Notifier, Watchdog, handed_over
 
@@ -62,10 +63,6 @@ IGNORED = (
 STRAGGLERS_S = 0.6
 #: The least that doors get to pass on a last answer, and the most that lines get to be written down.
 LAST_S = 0.2
-
-#: Every worker is looked at about this often; one at a time, so that no look takes long.
-MONITOR_PERIOD_S = 2.0
-MONITOR_LEAST_S = 0.05
 
 
 async def serve(config: Config, configure: Callable[[], Config], left: int | None) -> int:
@@ -192,7 +189,7 @@ class Daemon:
         self._control = ControlDoor(self._service, config.admin_group, self._audit)
         self._fronts = (FrontDoors(self._control, self._http, config, self._isolation)
                         if self._http is not None else None)
-        self._monitor: asyncio.TimerHandle | None = None
+        self._sampling = Sampling(self._engine)
         self._notifier = Notifier(config.systemd.notify_socket)
         self._watchdog = Watchdog(self._notifier, config.systemd.watchdog_s, self._engine.turns)
 
@@ -214,7 +211,7 @@ class Daemon:
         if handed is not None:
             await self._resume(handed)
         reached("daemon-doors-open")
-        self._sample()
+        self._sampling.start()
         self._lag.start()
         self._quotas.start()
         self._watchdog.start()
@@ -309,8 +306,7 @@ class Daemon:
         self._lag.stop()
         self._quotas.stop()
         self._watchdog.stop()
-        if self._monitor is not None:
-            self._monitor.cancel()
+        self._sampling.stop()
         self._logs.close(LAST_S)
         self._audit.close(LAST_S)
         self._remembered.close(config.stop_timeout_s)
@@ -344,13 +340,6 @@ class Daemon:
 
     def _rolled_back(self, effect: ef.RolledBack) -> None:
         self._deployments.rolled_back_to(effect)
-
-    def _sample(self) -> None:
-        """Look at one worker, and again soon."""
-        workers = len(self._engine.supervisor.pool.workers)
-        delay_s = max(MONITOR_PERIOD_S / max(workers, 1), MONITOR_LEAST_S)
-        self._monitor = asyncio.get_running_loop().call_later(delay_s, self._sample)
-        self._engine.processes.monitor.sample_next(self._engine.now())
 
 
 async def _first_of(timeout_s: float | None, *events: asyncio.Event) -> None:

@@ -328,4 +328,6 @@ def settings_of(manifest: Manifest) -> Settings:
         session_queue_size=session.queue_size,
         memory_mb=manifest.memory,
         drain_s=manifest.deploy.drain_seconds,
+        recycle_runs=manifest.recycle.max_runs or 0,
+        recycle_mb=manifest.recycle.memory_mb or 0,
     )

@@ -83,8 +83,7 @@ class Engine:
             runtime_dir, isolation, interpreter, lib,
             Sinks(self._happened, self._relay.died, self._adopted, self._ended, self._relay.output, self._relay.log,
                   on_note))
-        self.quiet = asyncio.Event()
-        self.stopped = asyncio.Event()
+        self.quiet, self.stopped = asyncio.Event(), asyncio.Event()
         self.explanations = Explanations()
         self.ends, self.acceptances = Commits(), Commits()
         self._held, self._handed_out = False, asyncio.Event()
@@ -112,6 +111,7 @@ class Engine:
             ef.StopWorker: lambda effect: self.processes.stop(effect.worker),
             ef.AbortWorker: lambda effect: self.processes.abort(effect.worker, effect.why),
             ef.KillWorker: lambda effect: self.processes.kill(effect.worker, effect.why),
+            ef.Recycled: lambda effect: log.info("%s is replaced: %s", effect.worker, effect.why),
             ef.CancelRun: self._cancel,
             ef.EndSession: self._end_session,
             ef.VersionPromoted: self._promoted,

@@ -49,6 +49,9 @@ class Settings(NamedTuple):
     session_queue_size: int = 32
     drain_s: float = 300.0
     memory_mb: int = 512
+    #: 0 is never.
+    recycle_runs: int = 0
+    recycle_mb: int = 0
 
 
 class Agent:
@@ -59,9 +62,10 @@ class Agent:
     runs in order of arrival, and each of them is in one lane of `lanes`; `rotation` holds the lanes that any
     worker of the pool may serve. `started` is the number of runs on workers, `outdated_runs` of those on outdated
     ones; `owed` are those that are over on an adopted worker, which is about to say so. `vacant` holds the slots
-    without a worker; `pace` is what they wait for together. `previous` is what served before `current`, while that
-    has not shown that it works; `given_up` is why it never will, "" unless `previous` is to take its place again.
-    Until `short_until` the box had too little memory for one more worker.
+    without a worker; `pace` is what they wait for together; `worn` has the workers of the pool that are to be
+    recycled, and why. `previous` is what served before `current`, while that has not shown that it works; `given_up`
+    is why it never will, "" unless `previous` is to take its place again. Until `short_until` the box had too little
+    memory for one more worker.
     """
 
     def __init__(self, name: str, settings: Settings) -> None:
@@ -86,6 +90,7 @@ class Agent:
         self.owed: set[str] = set()
         self.lull = Lull()
         self.record = Record()
+        self.worn: dict[str, str] = {}
         self.pace = Backoff()
         self.previous: Previous | None = None
         self.given_up = ""

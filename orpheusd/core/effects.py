@@ -49,6 +49,14 @@ class KillWorker(NamedTuple):
     why: str
 
 
+class Recycled(NamedTuple):
+    """The worker has left its pool, and another takes its place; this orders nothing. `why` is a
+    sentence about the worker."""
+
+    worker: str
+    why: str
+
+
 class Dispatch(NamedTuple):
     """Hand the run to the worker. `context` and `turn` are None and 0 without a session."""
 
@@ -152,6 +160,6 @@ class Stopped(NamedTuple):
 
 Effect = (
     StartTemplate | StopTemplate | KillTemplate | ForkWorker | StopWorker | AbortWorker | KillWorker
-    | Dispatch | CancelRun | EndSession | Resolve | VersionPromoted | VersionRefused | RolledBack | AgentRemoved
-    | Stopped
+    | Recycled | Dispatch | CancelRun | EndSession | Resolve | VersionPromoted | VersionRefused | RolledBack
+    | AgentRemoved | Stopped
 )  # fmt: skip

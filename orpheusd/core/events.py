@@ -70,6 +70,13 @@ class WorkerAdopted(NamedTuple):
     runs: tuple[Unfinished, ...]
 
 
+class WorkerGrew(NamedTuple):
+    """A worker was seen to use more memory than it should for long."""
+
+    worker: str
+    memory_mb: float
+
+
 class VersionStaged(NamedTuple):
     """A version is ready to be tried: a new one, an older one, or the present one again (a restart).
 
@@ -186,6 +193,6 @@ class TimePassed(NamedTuple):
 Event = (
     AgentLoaded | TemplateAdopted | WorkerAdopted | VersionStaged | RemovalRequested | ShutdownRequested
     | TemplateReady | TemplateFailed | TemplateExited
-    | WorkerReady | WorkerFailed | WorkerMisbehaved | WorkerExited
+    | WorkerReady | WorkerFailed | WorkerMisbehaved | WorkerGrew | WorkerExited
     | RunRequested | RunEnded | CancelRequested | SessionEndRequested | TimePassed
 )  # fmt: skip

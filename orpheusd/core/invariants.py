@@ -117,6 +117,7 @@ def _check_pool(agent: Agent) -> None:
         _hold(not worker.outdated or worker not in owners, f"{worker.id} is outdated and in a slot")
         if worker.state is ProcessState.READY:
             _hold(worker.outdated or worker in owners, f"{worker.id} is ready and in no slot")
+    _hold(all(agent.workers[id].slot.worker is agent.workers[id] for id in agent.worn), "what is worn is of no pool")
     lingering = [w for w in agent.workers.values() if w.outdated and w.state is ProcessState.READY]
     settled = agent.adoption is None
     most = max(agent.settings.max_workers, 1)

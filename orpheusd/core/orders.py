@@ -122,6 +122,7 @@ class Orders:
 
     def leave_slot(self, agent: Agent, worker: Worker) -> None:
         """The worker's slot, if it still has one, is to be refilled."""
+        agent.worn.pop(worker.id, None)
         slot = worker.slot
         if slot.worker is worker:
             slot.worker = None

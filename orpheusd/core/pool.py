@@ -10,12 +10,12 @@ from orpheusd.core.adoption import NOT_HEARD, Adopter
 from orpheusd.core.agent import Agent, AgentState
 from orpheusd.core.deadlines import Deadlines
 from orpheusd.core.deaths import mourn, resolve_lost
-from orpheusd.core.effects import AgentRemoved, Effect
+from orpheusd.core.effects import AgentRemoved, Effect, Recycled
 from orpheusd.core.orders import Orders
 from orpheusd.core.restart import Slot
 from orpheusd.core.routing import Router
 from orpheusd.core.run import RunState
-from orpheusd.core.scaling import cheapest, wanted_workers
+from orpheusd.core.scaling import cheapest, loss, wanted_workers
 from orpheusd.core.versions import Versions, quarantine_message
 from orpheusd.core.worker import ProcessState, Template, Worker
 
@@ -134,6 +134,7 @@ class Pool:
         del self.workers[worker.id]
         del agent.workers[worker.id]
         agent.idle.pop(worker.id, None)
+        agent.worn.pop(worker.id, None)
         worker.template.workers -= 1
         self._deadlines.forget(worker)
         if worker.template is agent.candidate:
@@ -151,12 +152,19 @@ class Pool:
         worker.served += 1
         if completed:
             self.versions.succeeded(agent, worker)
+        if 0 < worker.template.settings.recycle_runs <= worker.served:
+            self._wears(agent, worker, f"it has had {worker.served} runs", now)
         if worker.state is ProcessState.READY:
             self._router.freed(agent, worker, now)
             if worker.outdated:
                 self.versions.linger(agent, worker, now)
         elif worker.state is ProcessState.DRAINING and not worker.runs:
             self._orders.stop(worker, now)
+
+    def worker_grew(self, agent: Agent, worker: Worker, memory_mb: float, now: float) -> None:
+        if worker.outgrown(memory_mb):
+            most_mb = worker.template.settings.recycle_mb
+            self._wears(agent, worker, f"it uses {memory_mb:.0f} MB, more than {most_mb} MB", now)
 
     def worker_due(self, agent: Agent, worker: Worker, now: float) -> None:
         """A worker's wake-up: its own deadline, and those of its runs."""
@@ -229,6 +237,8 @@ class Pool:
             agent.lull.since = None
         if agent.lull.since is not None and agent.lull.since + settings.idle_timeout_s > now:
             self._deadlines.arm(agent, agent.lull.since + settings.idle_timeout_s)
+        if agent.worn:
+            self._recycle(agent, now)
         if agent.vacant and template.state is ProcessState.READY:
             self._fill(agent, template, now)
 
@@ -243,6 +253,24 @@ class Pool:
                 agent.pace.started(now)
             else:
                 self._deadlines.arm(agent, not_before)
+
+    def _wears(self, agent: Agent, worker: Worker, why: str, now: float) -> None:
+        """The worker is to be replaced as soon as its pool can do without it."""
+        if worker.id not in agent.worn and worker.slot.worker is worker and worker.slot in agent.slots:
+            agent.worn[worker.id] = why
+            if agent.state is AgentState.ACTIVE and not agent.given_up:
+                self._recycle(agent, now)
+
+    def _recycle(self, agent: Agent, now: float) -> None:
+        """Replace the worn worker that is cheapest to lose, if all others of the pool are ready: one at a time."""
+        if agent.candidate is not None or agent.adoption is not None:
+            return
+        pool = [agent.current, *(slot.worker for slot in agent.slots)]
+        if all(process is not None and process.state is ProcessState.READY for process in pool):
+            worker = min((agent.workers[id] for id in agent.worn), key=loss)
+            self._emit(Recycled(worker.id, agent.worn[worker.id]))
+            self.versions.outdate(agent, worker, now)
+            self.versions.let_go(agent, now)
 
     def _room(self, agent: Agent, now: float) -> bool:
         """Whether the box has the memory for one more worker. Those that `min_workers` promises, and the first, start
@@ -265,6 +293,7 @@ class Pool:
         workers = cheapest(slot.worker for slot in agent.slots if slot.worker is not None)
         for worker in workers[: max(0, len(agent.slots) - target)]:
             agent.slots.remove(worker.slot)
+            agent.worn.pop(worker.id, None)
             worker.slot.worker = None
             if worker.state is ProcessState.READY:
                 agent.idle.pop(worker.id, None)

@@ -55,6 +55,7 @@ class Supervisor:
             ev.WorkerReady: self._worker_ready,
             ev.WorkerFailed: self._worker_failed,
             ev.WorkerMisbehaved: self._worker_misbehaved,
+            ev.WorkerGrew: self._worker_grew,
             ev.WorkerExited: self._worker_exited,
             ev.TemplateReady: self._template_ready,
             ev.TemplateFailed: self._template_failed,
@@ -201,6 +202,14 @@ class Supervisor:
             return None
         agent = self.agents[worker.agent]
         self.pool.worker_failed(agent, worker, f"protocol violation: {event.detail}", now)
+        return agent
+
+    def _worker_grew(self, event: ev.WorkerGrew, now: float) -> Agent | None:
+        worker = self._living(event.worker)
+        if worker is None:
+            return None
+        agent = self.agents[worker.agent]
+        self.pool.worker_grew(agent, worker, event.memory_mb, now)
         return agent
 
     def _worker_exited(self, event: ev.WorkerExited, now: float) -> Agent | None:

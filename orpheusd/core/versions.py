@@ -3,7 +3,7 @@
 A deploy, a restart and a rollback are one mechanism: a template of the wanted version is started on trial,
 forks one worker, and when that worker is ready the version is promoted. What goes wrong before that is the
 caller's answer and changes nothing. The workers of before are outdated then: those that are homes of sessions
-stay for these until no run has come for `drain_s`, the others leave.
+stay for these until no run has come for `drain_s`, the others leave. So does a worker that is recycled.
 
 A version that loses its first workers without completing a run is given up: the one that served before is tried
 again, as if somebody had deployed it, and runs wait meanwhile.
@@ -75,7 +75,7 @@ class Versions:
         agent.record.clear()
         agent.pace.succeeded()
         for worker in [w for w in agent.workers.values() if w is not first]:
-            self._outdate(agent, worker, now)
+            self.outdate(agent, worker, now)
         self.let_go(agent, now)
         agent.slots, agent.vacant = [agent.trial_slot], []
         agent.trial_slot, agent.template_slot = Slot(), Slot()
@@ -94,7 +94,7 @@ class Versions:
         else:
             self._orders.retire(agent, worker, None, now)
 
-    def _outdate(self, agent: Agent, worker: Worker, now: float) -> None:
+    def outdate(self, agent: Agent, worker: Worker, now: float) -> None:
         """Take the worker out of the pool: no run but its own sessions' comes to it any more."""
         if not worker.outdated:
             worker.outdated_at = now
@@ -107,8 +107,8 @@ class Versions:
         one deploy after another does not fill the machine. Who has not been heard yet may have some, and stays too."""
         outdated = [w for w in agent.workers.values() if w.outdated and not w.unheard]
         at_once = agent.current is not None and agent.current.at_once
-        stay = not at_once and agent.settings.drain_s > 0
-        homes = [w for w in outdated if stay and w.sessions and w.state is ProcessState.READY]
+        homes = [w for w in outdated if w.sessions and w.state is ProcessState.READY
+                 and agent.settings.drain_s > 0 and (not at_once or w.template is agent.current)]
         staying = sorted(homes, key=loss)[-agent.settings.max_workers:]
         for worker in outdated:
             if worker in staying:

@@ -72,9 +72,9 @@ class Worker:
 
     Invariant: it has runs only while READY, DRAINING or KILLING, and never more than `capacity` of them; one that was
     `adopted` has what it had. `sessions` counts the sessions whose home it is, `saved` those of them with saved
-    state; `lanes` are the waiting lanes that want it. `outdated_at` is when a newer version replaced its own, None
-    while it is of the pool: from then on it serves the runs of its own sessions only, and leaves when none has come
-    for a while. `killed` tells that KILLING has come to SIGKILL.
+    state; `lanes` are the waiting lanes that want it. `outdated_at` is when a newer version replaced its own, or when
+    it was recycled, and None while it is of the pool: from then on it serves the runs of its own sessions only, and
+    leaves when none has come for a while. `killed` tells that KILLING has come to SIGKILL.
     """
 
     __slots__ = (
@@ -125,6 +125,10 @@ class Worker:
     def untried(self) -> bool:
         """Whether all it has done was under an earlier daemon: what becomes of it says nothing of its version."""
         return self.adopted and not self.served
+
+    def outgrown(self, memory_mb: float) -> bool:
+        """Whether it is to be recycled if it uses so much."""
+        return not self.outdated and 0 < self.template.settings.recycle_mb < memory_mb
 
     @property
     def outdated(self) -> bool:

@@ -69,7 +69,7 @@ def explain(error: ErrorDetails, model: type[BaseModel], document: Document) -> 
     place: Place = tuple(part for part in error["loc"] if part != "[key]")
     ctx = error.get("ctx", {})
     if isinstance(ctx.get("field"), str):  # a rule between two fields names the one to change
-        place = (*place, ctx["field"])
+        place = (*place, *ctx["field"].split("."))
     line = document.line(place)
     name = dotted(place)
     if error["type"] == "extra_forbidden":

@@ -32,7 +32,8 @@ class Account:
             ev.TemplateReady: self._template_ready, ev.TemplateFailed: self._template_failed,
             ev.TemplateExited: self._template_exited,
             ev.WorkerReady: self._worker_ready, ev.WorkerFailed: self._worker_failed,
-            ev.WorkerMisbehaved: self._worker_failed, ev.WorkerExited: self._worker_exited,
+            ev.WorkerMisbehaved: self._worker_failed, ev.WorkerGrew: self._worker_grew,
+            ev.WorkerExited: self._worker_exited,
             ev.RunRequested: self._run_requested, ev.RunEnded: self._run_ended,
             ev.CancelRequested: lambda event: event.run in self.runs,
             ev.SessionEndRequested: lambda event: True, ev.TimePassed: self._time_passed,
@@ -154,6 +155,12 @@ class Account:
         worker = self.workers.get(event.worker)
         if worker is not None and not worker.doomed:
             worker.blamed = True
+        return worker is not None
+
+    def _worker_grew(self, event: ev.WorkerGrew) -> bool:
+        worker = self.workers.get(event.worker)
+        if worker is not None:
+            worker.grown = True
         return worker is not None
 
     def _worker_exited(self, event: ev.WorkerExited) -> bool:

@@ -160,8 +160,9 @@ class Adopted(Account):
         old = [w for w in self._workers_of(agent) if w.outdated_at is not None and not w.silent]
         homes = [w for w in old if w.lingers and self.sessions_on(agent, w)] if agent.settings.drain_s else []
         homes.sort(key=lambda worker: (bool(worker.runs), self._unsaved_on(agent, worker), worker.idle_since))
-        at_once = agent.current in self.templates and self.templates[agent.current].at_once
-        staying = [] if at_once else homes[-agent.settings.max_workers:]
+        if agent.current in self.templates and self.templates[agent.current].at_once:
+            homes = [worker for worker in homes if worker.template == agent.current]
+        staying = homes[-agent.settings.max_workers:]
         self._retire([worker for worker in old if worker not in staying], None)
 
     def sessions_on(self, agent: AgentRecord, worker: WorkerRecord) -> int:

@@ -21,6 +21,7 @@ SHORT = Settings(timeout_s=10.0, queue_timeout_s=15.0, idle_timeout_s=20.0, sess
 LONG_RUNS = SHORT._replace(timeout_s=60.0, idle_timeout_s=5.0, drain_s=8.0)
 VARIANTS = (
     SHORT._replace(max_workers=2),
+    SHORT._replace(min_workers=2, max_workers=3, recycle_runs=3, recycle_mb=100),
     SHORT._replace(min_workers=0, max_workers=1, affinity="strict", overlap="queue", session_max=2),
     SHORT._replace(concurrency=3, max_workers=2, queue_size=4, session_queue_size=2),
     SHORT._replace(min_workers=2, max_workers=3, concurrency=2, overlap="interrupt", session_max=3, patience_s=1.0),
@@ -193,6 +194,11 @@ class Life(RuleBasedStateMachine):
     def worker_falls(self, number: int, how: str) -> None:
         if self.workers:
             self._says(pick(self.workers, number), how)
+
+    @rule(number=NUMBERS)
+    def worker_grows(self, number: int) -> None:
+        if self.workers:
+            self.world.tell(ev.WorkerGrew(pick(self.workers, number).id, 200.0))
 
     @rule(number=NUMBERS, seconds=st.sampled_from((0.1, 4.0, 20.0)), how=st.sampled_from(("misbehave", "disobey")))
     def worker_dies_hard(self, number: int, seconds: float, how: str) -> None:

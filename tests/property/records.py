@@ -31,8 +31,8 @@ class TemplateRecord:
 @dataclass
 class WorkerRecord:
     """`leaving`: it may have no more runs, because it was asked to go or its version was replaced. `outdated_at`: when
-    its version was replaced; if it is not leaving, it may have the runs of its own sessions. `blamed`: its death will
-    be its own fault, though it was killed."""
+    its version was replaced, or it was recycled; if it is not leaving, it may have the runs of its own sessions.
+    `grown`: it uses more memory than it should. `blamed`: its death will be its own fault, though it was killed."""
 
     id: str
     agent: str
@@ -47,6 +47,7 @@ class WorkerRecord:
     outdated_at: float | None = None
     adopted: bool = False
     served: int = 0
+    grown: bool = False
     runs: dict[str, "RunRecord"] = field(default_factory=dict)
 
     @property

@@ -35,7 +35,7 @@ class Witness(Adopted):
             ef.AbortWorker: self._abort_worker, ef.KillWorker: self._kill_worker, ef.Dispatch: self._dispatch,
             ef.CancelRun: self._cancel_run, ef.EndSession: self._end_session, ef.Resolve: self._resolve,
             ef.VersionPromoted: self._version_promoted, ef.VersionRefused: self._version_refused,
-            ef.RolledBack: self._rolled_back,
+            ef.RolledBack: self._rolled_back, ef.Recycled: self._recycled,
             ef.AgentRemoved: self._agent_removed, ef.Stopped: self._stop,
         }  # fmt: skip
 
@@ -106,6 +106,19 @@ class Witness(Adopted):
             hold(worker.state == "killed" and worker.deadline is not None and worker.deadline <= self.now,
                  f"{effect} though {worker.id} still has the run")
             self._leave(worker, run)
+
+    def _recycled(self, effect: ef.Recycled) -> None:
+        """One worker may leave the pool because it is worn: nobody else of it may be missing."""
+        worker = self.workers[effect.worker]
+        agent = self.agents[worker.agent]
+        worn = 0 < agent.settings.recycle_runs <= worker.served or (agent.settings.recycle_mb and worker.grown)
+        hold(worn and worker.outdated_at is None, f"{effect} though it is not worn")
+        pool = [w for w in self._workers_of(agent) if w.outdated_at is None and not w.leaving]
+        ready = all(w.state == "ready" for w in pool) and self.templates[agent.current or ""].state == "ready"
+        hold(ready, f"{effect} while another of {agent.id} is not ready")
+        hold(agent.candidate is None and not agent.given_up, f"{effect} while {agent.id} changes its version")
+        worker.outdated_at = self.now
+        self.let_go(agent)
 
     def _previous(self, agent: AgentRecord, template: TemplateRecord) -> PreviousRecord | None:
         """What may be gone back to once `template` serves."""

@@ -173,6 +173,9 @@ MISTAKES = [
     ("scaling:\n  min_workers: 11", 3, "must be at least `scaling.min_workers` (11), not 10"),
     ("scaling: {max_workers: 0}", 3, "must be a whole number from 1 to 1000, not 0"),
     ("scaling: {scale_up_threshold: 0.5}", 3, "`scaling.scale_down_threshold` must be less than"),
+    ("memory: 100\nrecycle:\n  memory_mb: 100", 5, "`recycle.memory_mb` must be less than `memory` (100), not 100"),
+    ("recycle: {memory_mb: 512}", 3, "`recycle.memory_mb` must be less than `memory` (512), not 512"),
+    ("recycle: {max_runs: 0}", 3, "must be a whole number from 1 to 1000000000"),
     ("session: {affinity: hard}", 3, '`session.affinity` must be one of soft, strict, not "hard"'),
     ("session: {overlap: on}", 3, "one of allow, queue, reject, interrupt, not on (which YAML reads as true)"),
     ("session: {ttl: 24x}", 3,
@@ -276,7 +279,7 @@ def test_the_reference_pages_examples_hold() -> None:
     manifest = parse_manifest(whole)
     defaults = parse_manifest("name: my-agent\nruntime: python3\nenv: [OPENAI_API_KEY, MODE=prod]\n"
                               "telemetry: {labels: {team: platform}}\nsession: {header: X-Conversation-Id}\n"
-                              "workspace: {max_mb: 1024}")
+                              "workspace: {max_mb: 1024}\nrecycle: {max_runs: 10000, memory_mb: 400}")
     assert manifest == defaults  # every other value shown is the default
     written = set(re.findall(r"^ *([a-z_]+):", whole, re.MULTILINE))
     leaves = {row.key.split(".")[-1] for row in rows(Manifest)} - {"engine", "model"}
