@@ -32,6 +32,7 @@ MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d
 INPUT_LIMIT_BYTES = 8 * 1024 * 1024
 RESULT_LIMIT_BYTES = 8 * 1024 * 1024
 
+CONTEXTS = ("new", "warm", "spilled", "restored", "lost")
 RUN_STATES = (
     "queued", "started", "completed", "failed", "timed-out", "cancelled", "crashed", "expired", "rejected")
 SOURCES = ("ctl", "http")

@@ -13,10 +13,10 @@ from orpheusd.core.sessions import Session
 from orpheusd.core.supervisor import Supervisor
 from orpheusd.core.worker import ProcessState, Worker
 from orpheusd.deploy.versions import RolledBackFrom
+from orpheusd.operations import CONTEXTS
 from orpheusd.process.processes import Processes
 
 RUN_STATES = ("completed", "failed", "timed-out", "cancelled", "crashed", "rejected", "expired")
-CONTEXTS = ("new", "warm", "spilled", "restored", "lost")
 _HEALTHY = (ProcessState.READY, ProcessState.DRAINING)
 
 

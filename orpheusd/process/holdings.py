@@ -1,14 +1,17 @@
 """Reads what templates and workers that outlived a daemon say of themselves. They are not trusted to say it well."""
 
+from collections.abc import Callable
 from typing import Any
 
 import orjson
 
-from orpheusd.operations import SESSION_ID
+from orpheusd.operations import CONTEXTS, SESSION_ID
 
 #: What one worker may claim: many times what agents may have by default, and a bounded amount of memory.
 SESSIONS_LIMIT = 1_000_000
 HELD_LIMIT = 10_000
+#: The inputs that come with them are for the log, and are left out beyond this.
+HELD_LIMIT_BYTES = 64 * 1024 * 1024
 WORKERS_LIMIT = 10_000
 
 
@@ -16,15 +19,25 @@ WORKERS_LIMIT = 10_000
 Session = tuple[str, int, float, bool]
 
 
-def orphans_in(payload: bytes) -> list[str]:
-    """The worker ids in the payload of `workers`."""
-    return [id for id in _array(payload)[:WORKERS_LIMIT] if isinstance(id, str)]
+def orphans_in(payload: bytes, nonce: Callable[[str], str]) -> list[str]:
+    """The worker ids in the payload of a template's `workers`, of those that it forked: code of the agent may run in
+    it, and name others'. `nonce` tells what each of its own proves itself with."""
+    told = _json(payload)
+    ids = list(told)[:WORKERS_LIMIT] if isinstance(told, dict) else []
+    return [id for id in ids if told[id] == nonce(id)]
 
 
 def sessions_in(payload: bytes) -> list[Session]:
     """The sessions in the payload of `sessions`."""
     return [(id, max(0, turns), max(0.0, float(idle_s)), saved)
             for id, turns, idle_s, saved in filter(_is_session, _array(payload))]
+
+
+def is_held(fields: dict[str, Any]) -> bool:
+    """Whether a `held` message names a session and a context as there are."""
+    session, context = fields["session_id"], fields["context"]
+    return ((session is None or SESSION_ID.fullmatch(session) is not None)
+            and context in ((None,) if session is None else CONTEXTS))
 
 
 def _is_session(row: object) -> bool:
@@ -36,8 +49,13 @@ _SESSION_ROWS: list[list[Any]] = [[str, int, float, bool], [str, int, int, bool]
 
 
 def _array(payload: bytes) -> list[Any]:
-    try:
-        value = orjson.loads(payload)
-    except orjson.JSONDecodeError:
-        return []
+    value = _json(payload)
     return value if isinstance(value, list) else []
+
+
+def _json(payload: bytes) -> Any:
+    """None for what is no JSON."""
+    try:
+        return orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return None

@@ -4,7 +4,14 @@ from collections import deque
 from typing import Any, Protocol
 
 from orpheusd.process.channel import Channel
-from orpheusd.process.holdings import HELD_LIMIT, SESSIONS_LIMIT, Session, sessions_in
+from orpheusd.process.holdings import (
+    HELD_LIMIT,
+    HELD_LIMIT_BYTES,
+    SESSIONS_LIMIT,
+    Session,
+    is_held,
+    sessions_in,
+)
 from orpheusd.process.pidfds import PidFd
 from orpheusd.process.records import Record
 from orpheusd.process.remains import Ending
@@ -43,6 +50,10 @@ class TemplateMember:
     def nonce(self) -> str:
         return self.record.nonce(self.id)
 
+    def awaited(self, home: str, nonce: str) -> bool:
+        """Whether somebody who dials at the socket of template `home` with this nonce is the one."""
+        return home == self.id and nonce == self.nonce
+
 
 class WorkerMember:
     """Invariant: `eof` and `dead` are facts; it is reported as exited once both are, and then forgotten. `orphaned`:
@@ -57,6 +68,7 @@ class WorkerMember:
         self.ending = Ending()
         self.sessions: list[Session] = []
         self.held: list[Message] = []
+        self._held_bytes = 0
         self._acknowledged: list[str] = []
         self.eof = False
         self.dead = False
@@ -72,12 +84,22 @@ class WorkerMember:
     def nonce(self) -> str:
         return self.template.record.nonce(self.id)
 
-    def holds(self, message: Message) -> None:
-        """It tells of sessions, or of a run, that it has; beyond a bound it is not believed."""
-        if message.type == "sessions" and len(self.sessions) < SESSIONS_LIMIT:
-            self.sessions += sessions_in(message.payload)
-        elif message.type == "held" and len(self.held) < HELD_LIMIT:
-            self.held.append(message)
+    def awaited(self, home: str, nonce: str) -> bool:
+        """As for a template. One that outlived a daemon is heard when its template has said all that it has: earlier,
+        nobody but us would know of it. It dials again."""
+        return home == self.template.id and nonce == self.nonce and not self.template.orphaned
+
+    def holds(self, message: Message) -> bool:
+        """It tells of sessions, or of a run, that it has; beyond a bound it is not believed. False: there can be no
+        such run."""
+        if message.type == "sessions":
+            if len(self.sessions) < SESSIONS_LIMIT:
+                self.sessions += sessions_in(message.payload)
+            return True
+        if len(self.held) < HELD_LIMIT:
+            self._held_bytes += len(message.payload)
+            self.held.append(message if self._held_bytes <= HELD_LIMIT_BYTES else message._replace(payload=b""))
+        return is_held(message.fields)
 
     def heard_out(self) -> tuple[list[Session], list[Message]]:
         """It has told everything: the sessions, and the `held` of its runs. It is no orphan any more."""

@@ -251,8 +251,7 @@ class Processes:
         id, nonce = message.fields["id"], message.fields["nonce"]
         known: TemplateMember | WorkerMember | None
         known = self._workers.get(id) if message.fields["role"] == "worker" else self._templates.get(id)
-        home = known.template.id if isinstance(known, WorkerMember) else id
-        if known is None or known.channel is not None or home != channel.home or known.nonce != nonce:
+        if known is None or known.channel is not None or not known.awaited(channel.home, nonce):
             channel.close()
             return
         known.channel = channel
@@ -290,14 +289,14 @@ class Processes:
     def _heard_workers(self, channel: Channel, message: Message) -> None:
         template = self._templates.get(channel.owner)
         if template is not None and template.orphaned:
-            template.orphans = orphans_in(message.payload)
+            template.orphans = orphans_in(message.payload, template.record.nonce)
             for id in template.orphans:
                 self._workers.setdefault(id, WorkerMember(id, template, orphaned=True))
 
     def _heard_holding(self, channel: Channel, message: Message) -> None:
         worker = self._workers.get(channel.owner)
-        if worker is not None and worker.orphaned:
-            worker.holds(message)
+        if worker is not None and worker.orphaned and not worker.holds(message):
+            channel.violated("it holds a run that there cannot be")
 
     def _heard_ready(self, channel: Channel, message: Message) -> None:
         worker, template = self._workers.get(channel.owner), self._templates.get(channel.owner)

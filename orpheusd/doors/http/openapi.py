@@ -9,9 +9,9 @@ from orpheusd import __version__
 from orpheusd.doors.http.changes import ENV_HEADER
 from orpheusd.doors.http.head import GZIP
 from orpheusd.doors.http.run import CANCEL_ON_DISCONNECT, PARAM_HEADERS
-from orpheusd.doors.http.schemas import ACCEPTED, CONTEXTS, ERROR, RESULTS
+from orpheusd.doors.http.schemas import ACCEPTED, ERROR, RESULTS
 from orpheusd.errors import CODES
-from orpheusd.operations import KINDS, OPERATIONS, Access, Operation, Param
+from orpheusd.operations import CONTEXTS, KINDS, OPERATIONS, Access, Operation, Param
 
 #: The codes a run can end with, beyond those that any operation can.
 _RUN_CODES = ("conflict", "session-busy", "context-not-warm", "session-queue-full", "cancelled", "handler-failed",
@@ -158,6 +158,6 @@ def _success(operation: Operation) -> dict[str, Any]:
         described["headers"] = {
             "X-Orpheus-Worker": {"description": "the worker that ran it", "schema": {"type": "string"}},
             "X-Orpheus-Context": {"description": "what the session's memory was; only with a session",
-                                  "schema": {"enum": CONTEXTS}},
+                                  "schema": {"enum": list(CONTEXTS)}},
         }
     return described

@@ -6,7 +6,7 @@ Data for /openapi.json. Answers may gain fields; the ones named here stay.
 from typing import Any
 
 from orpheusd.errors import CODES
-from orpheusd.operations import KINDS, RUN_STATES
+from orpheusd.operations import CONTEXTS, KINDS, RUN_STATES
 
 Schema = dict[str, Any]
 
@@ -18,7 +18,6 @@ ANY: Schema = {}
 SESSION_ID = KINDS["session"].json_schema
 AGENT_NAME = KINDS["agent"].json_schema
 
-CONTEXTS = ["new", "warm", "spilled", "restored", "lost"]
 
 
 def optional(schema: Schema) -> Schema:
@@ -60,7 +59,7 @@ _LOGGED = record(
 
 _RUN = record(
     request_id=STRING, result=ANY, duration_ms=NUMBER, worker_id=STRING,
-    session=optional(record(id=SESSION_ID, context={"enum": CONTEXTS}, turn=COUNT)))
+    session=optional(record(id=SESSION_ID, context={"enum": list(CONTEXTS)}, turn=COUNT)))
 #: What a run is answered with that is not waited for.
 ACCEPTED = record(request_id=STRING, state={"const": "queued"}, agent=AGENT_NAME, session_id=optional(SESSION_ID))
 
