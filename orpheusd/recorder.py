@@ -143,10 +143,13 @@ class Recorder:
             log.error("the run log could not be written to its end within %g s", timeout_s)
 
     def take_unfinished(self, agent: str, timeout_s: float) -> tuple[Unfinished, ...]:
-        """The agent's runs that the log has no end of. The caller answers for each from now on."""
+        """The agent's runs that the log has no end of, and the time that each may take, `timeout_s` if it has none of
+        its own. The caller answers for each from now on."""
+        now = time.time()
         return tuple(
-            Unfinished(run.run_id, run.session_id, run.context, run.worker_id, timeout_s)
-            for run in self._found() if run.agent == agent)
+            Unfinished(run.run_id, run.session_id, run.context, run.worker_id, _own_timeout_s(left) or timeout_s,
+                       elapsed_s=max(0.0, now - (run.started_at or now)))
+            for left in self._unfinished.values() if (run := left.run).agent == agent)
 
     def found_whole(self, run_id: str) -> bool:
         """Whether somebody may ask for the whole result of a run that an earlier daemon accepted."""
@@ -178,8 +181,8 @@ class Recorder:
                 continue
             self._write_again(worker, message, states.get(run_id))
             left_s = max(0.0, (fields["timeout_s"] or 0.0) - fields["elapsed_s"])
-            runs.append(Unfinished(
-                run_id, fields["session_id"], fields["context"], worker.id, left_s, fields["over"]))
+            runs.append(Unfinished(run_id, fields["session_id"], fields["context"], worker.id, left_s, fields["over"],
+                                   max(0.0, fields["elapsed_s"])))
         return Adopted(tuple(runs), over)
 
     def _write_again(self, worker: Worker, message: Message, state: str | None) -> None:
@@ -189,7 +192,7 @@ class Recorder:
         if state is None:
             self._log.queued(Queued(
                 fields["run_id"], worker.agent, fields["session_id"], str(note.get("source")), str(note.get("caller")),
-                started_at, message.payload))
+                started_at, message.payload or None))
         if state != "started":
             self._log.started(Started(
                 fields["run_id"], worker.version, worker.id, fields["context"], fields["turn"], started_at))
@@ -207,6 +210,10 @@ class Recorder:
     def _failed(self, problem: str) -> None:
         self._tell(lambda listener: listener.log_failed())
         self._on_failure(problem)
+
+
+def _own_timeout_s(left: RunDetail) -> float | None:
+    return orjson.loads(left.options or "{}").get("timeout_s")  # type: ignore[no-any-return]
 
 
 def _row(run: Run) -> dict[str, Any]:

@@ -138,9 +138,11 @@ class Service:
         shown = self.session_show(call, params)
         if shown["running"] or shown["waiting"]:
             raise OrpheusError("session-busy", f"session {shown['id']} has a run in progress; cancel it first")
-        if self._agent(params["agent"]).adoption is not None:
-            raise OrpheusError("session-busy", f"it is not known yet where session {shown['id']} lives, because the "
-                               "daemon has just started; try again in a moment")
+        agent = self._agent(params["agent"])
+        session = agent.sessions.get(shown["id"])
+        if agent.adoption is not None or (session is not None and session.unheard):
+            raise OrpheusError("session-busy", f"the worker of session {shown['id']} has not been heard since the "
+                               "daemon started; try again in a moment")
         self._engine.feed(ev.SessionEndRequested(shown["agent"], shown["id"]))
         return {"id": shown["id"], "ended": True}
 

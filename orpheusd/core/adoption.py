@@ -133,6 +133,7 @@ class Adopter:
                 self._resume(agent, worker, unfinished, now)
             elif run.worker is worker:
                 run.deadline = now + unfinished.left_s
+                run.started_at = now - unfinished.elapsed_s
                 self._deadlines.arm(worker, run.deadline)
                 # if it was told to stop meanwhile, nobody could hear it; and of its time the worker knows better
                 reason, run.stopping, run.kill_at = run.stopping, "", None
@@ -205,10 +206,10 @@ class Adopter:
         self._router.resolve(agent, run, RunState.CRASHED, "worker-crashed", message, now, "cause unknown")
 
     def _started(self, agent: "Agent", unfinished: Unfinished, now: float) -> Run:
-        settings = agent.settings
+        settings, began = agent.settings, now - unfinished.elapsed_s
         run = Run(unfinished.run, agent.id, unfinished.session, settings.affinity, settings.overlap, False,
-                  settings.timeout_s, settings.queue_timeout_s, now)
+                  settings.timeout_s, settings.queue_timeout_s, began)
         run.move(RunState.STARTED)
-        run.started_at = now
+        run.started_at = began
         run.context = unfinished.context
         return run

@@ -29,7 +29,8 @@ class Orphan(NamedTuple):
 
 class Unfinished(NamedTuple):
     """A run that has no end yet, as the run log or the worker that holds it has it. `worker` is None when the log does
-    not say that it was started. `left_s` is what it has left of its timeout; `over`: its RunEnded follows."""
+    not say that it was started. `left_s` is what it has left of its timeout, `elapsed_s` how long it has gone on;
+    `over`: its RunEnded follows."""
 
     run: str
     session: str | None
@@ -37,6 +38,7 @@ class Unfinished(NamedTuple):
     worker: str | None
     left_s: float
     over: bool = False
+    elapsed_s: float = 0.0
 
 
 class AgentLoaded(NamedTuple):

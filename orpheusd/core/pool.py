@@ -280,7 +280,7 @@ class Pool:
         if agent.short_until <= now:
             # what was just started has not taken its memory yet
             promised = sum(worker.template.settings.memory_mb for worker in self.workers.values()
-                           if worker.state is ProcessState.STARTING)
+                           if worker.state is ProcessState.STARTING and not worker.adopted)
             if self._free_mb() - promised >= agent.settings.memory_mb:
                 return True
             agent.short_until = now + MEMORY_RETRY_S

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from orpheusd.core.agent import Agent
 
 EXCLUSIVE = ("queue", "interrupt")
+BUSY = "the session has a run in progress and `overlap: reject` was asked for"
 COLD = "the session's memory is gone, and only a warm context was asked for; run it without that to go on"
 
 
@@ -53,8 +54,7 @@ class Router:
         session = None if id is None else agent.sessions.get(id)
         busy = lane is not None or (session is not None and session.running > 0)
         if busy and run.overlap == "reject" and not run.readmitted:
-            self._refuse(agent, run, "session-busy",
-                         "the session has a run in progress and `overlap: reject` was asked for", now)
+            self._refuse(agent, run, "session-busy", BUSY, now)
             return
         interrupts = busy and run.overlap == "interrupt"
         if (lane is None or interrupts) and not _unsettled(agent, id) and _cold(run, session):
@@ -102,6 +102,7 @@ class Router:
             if lane.session is not None:
                 lane.patient_from = now
                 self._unplace(agent, lane)
+                self._overlaps_after_all(agent, lane, now)
                 self._place(agent, lane, now)
 
     def take_back(self, agent: "Agent", run: Run) -> None:
@@ -325,13 +326,27 @@ class Router:
 
     def _interrupt(self, agent: "Agent", run: Run, lane: Lane | None, now: float) -> None:
         """Stop whatever the session does or waits for, so that `run` is next."""
-        for worker in list(agent.workers.values()):
-            for other in list(worker.runs.values()):
-                if other.session == run.session:
-                    self.stop(other, "cancelled", now)
+        self._stop_all(agent, run.session, now)
         # the last first, so that none of them takes the place of another meanwhile
         for other in reversed(list(lane.runs)) if lane is not None else ():
             self.withdraw(agent, other, RunState.CANCELLED, "cancelled", "interrupted by a later run", now)
+
+    def _stop_all(self, agent: "Agent", session: str | None, now: float) -> None:
+        for worker in list(agent.workers.values()):
+            for run in list(worker.runs.values()):
+                if run.session == session:
+                    self.stop(run, "cancelled", now)
+
+    def _overlaps_after_all(self, agent: "Agent", lane: Lane, now: float) -> None:
+        """The head of the lane came while nobody knew whether its session has a run. What came after it knew of it."""
+        head, session = lane.runs[0], agent.sessions.get(lane.key)
+        if session is None or not session.running:
+            return
+        if head.overlap == "reject" and not head.readmitted:
+            self._pop_head(agent, lane)
+            self._refuse(agent, head, "session-busy", BUSY, now)
+        elif head.overlap == "interrupt":
+            self._stop_all(agent, lane.session, now)
 
     def _refuse(self, agent: "Agent", run: Run, code: str, message: str, now: float) -> None:
         self.resolve(agent, run, RunState.REJECTED, code, message, now)

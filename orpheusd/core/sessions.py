@@ -41,6 +41,11 @@ class Session:
         home = self.home
         return home if home is not None and home.alive else None
 
+    @property
+    def unheard(self) -> bool:
+        """Whether its home outlived an earlier daemon, and what is in it is not known yet."""
+        return self.home is not None and self.home.unheard
+
 
 class SessionMap:
     """All sessions of an agent, least recently used first.
@@ -201,8 +206,10 @@ class SessionMap:
         return self._by_id.items()
 
     def _unused(self, waiting: Container[str]) -> Iterator[tuple[str, Session]]:
-        """Least recently used first; a session with a run, started or waiting, is in use."""
-        return ((id, session) for id, session in self._by_id.items() if not session.running and id not in waiting)
+        """Least recently used first; a session with a run, started or waiting, is in use. One whose home has not been
+        heard may be, and it could not be told."""
+        return ((id, session) for id, session in self._by_id.items()
+                if not session.running and id not in waiting and not session.unheard)
 
     def _rehome(self, session: Session, worker: Worker) -> None:
         session.home = worker

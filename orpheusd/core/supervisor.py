@@ -171,8 +171,8 @@ class Supervisor:
     def _session_end_requested(self, event: ev.SessionEndRequested, now: float) -> Agent | None:
         agent = self.agents.get(event.agent)
         session = agent.sessions.get(event.session) if agent is not None else None
-        adopts = agent is not None and agent.adoption is not None
-        if agent is None or session is None or adopts or session.running or event.session in agent.lanes:
+        if (agent is None or session is None or agent.adoption is not None or session.unheard or session.running
+                or event.session in agent.lanes):
             self.ignored += 1
             return None
         self.router.end_session(agent, event.session, "ended")

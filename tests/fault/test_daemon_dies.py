@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from orpheusd.errors import OrpheusError
+from orpheusd.wire.worker import PROTOCOL_VERSION
 from tests.daemon import Daemon
 from tests.eventually import eventually
 from tests.fault.aftermath import Aftermath, witness
@@ -109,6 +110,7 @@ def test_a_run_outlives_the_daemon_and_its_session_goes_on(new_daemon: NewDaemon
         eventually(lambda: state_of(daemon, run_id)["state"] == "started", what="its start in the log")
         row = ended(daemon, run_id, 5.0)
         assert (row["state"], row["result"]["turn"], row["context"], row["turn"]) == ("completed", 2, "warm", 2)
+        assert row["duration_ms"] >= 3000, "what it took before the daemon died counts"
         last = after.run("counter", session_id="s")
         assert (last.context, last.result["turn"], last.answer["session"]["turn"]) == ("warm", 3, 3)
 
@@ -318,7 +320,7 @@ def dial(daemon: Daemon, protocol: int, nonce: str = "") -> "subprocess.Complete
                           capture_output=True, text=True, timeout=10, check=False)
 
 
-@pytest.mark.parametrize(("protocol", "nonce", "killed"), [(99, "", True), (2, "0" * 32, False)])
+@pytest.mark.parametrize(("protocol", "nonce", "killed"), [(99, "", True), (PROTOCOL_VERSION, "0" * 32, False)])
 def test_who_says_hello_wrongly_is_never_believed(
     new_daemon: NewDaemon, tmp_path: Path, protocol: int, nonce: str, killed: bool
 ) -> None:

@@ -61,6 +61,10 @@ class Account:
         session = agent.session_of(run)
         return self.workers.get(session.home) if session is not None else None
 
+    def silent_home(self, session: SessionRecord) -> bool:
+        """Whether the session may live on a worker that nobody has heard since the last daemon died."""
+        return session.home in self.workers and self.workers[session.home].silent
+
     def impatient_at(self, agent: AgentRecord, run: RunRecord, latest: bool = False) -> float:
         """When a soft run, the head of its lane, need not wait for its home any longer.
 

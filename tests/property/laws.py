@@ -38,6 +38,9 @@ def _check_waiting(witness: Witness, agent: AgentRecord) -> None:
     for run in agent.heads():
         home = witness.home_of(agent, run)
         session = agent.session_of(run)
+        if session is not None and run.overlap == "interrupt" and agent.adoption is None:
+            going = [other.id for other in session.running.values() if not other.stopping]
+            hold(not going, f"{run.id} is to interrupt {going}, and they were not told")
         if agent.blocks(run):
             continue
         hold(session is None or home is not None or not run.warm, f"{run.id} waits for memory that is gone")
@@ -74,13 +77,14 @@ def _check_sessions(witness: Witness, supervisor: Supervisor, agent: AgentRecord
     hold(not gone or agent.adoption is None, f"{sorted(gone)} are forgotten, and their homes may not have been heard")
     for id, session in gone.items():
         hold(not agent.in_use(id), f"session {id} is forgotten though it is in use")
+        hold(not witness.silent_home(session), f"session {id} is forgotten, and its home could not be told")
         asked = witness.event == ev.SessionEndRequested(agent.id, id)
         looked_at = isinstance(witness.event, ev.TimePassed) or agent.settled_at == witness.now
         old = looked_at and session.last_used + agent.settings.session_ttl_s <= witness.now
         if not asked and not old:
             hold(len(agent.sessions) > agent.settings.session_max, f"session {id} is forgotten without a cause")
-            later = [other for other in agent.sessions if other not in gone and not agent.in_use(other)
-                     and agent.sessions[other].last_used < session.last_used]
+            later = [id for id, other in agent.sessions.items() if id not in gone and not agent.in_use(id)
+                     and not witness.silent_home(other) and other.last_used < session.last_used]
             hold(not later, f"session {id} is evicted before {later}")
         reason = "ended" if asked else "ttl" if old else "evicted"
         hold(told[id] == reason, f"{id} is ended for {told[id]}, and it is {reason}")
@@ -130,7 +134,7 @@ def _deadlines_of(witness: Witness, agent: AgentRecord) -> Iterator[tuple[float,
         if home is not None and not blocked and run.roams and patient and not late:
             yield witness.impatient_at(agent, run, latest=True), f"the patience of {run.id}"
     for id, session in agent.sessions.items():
-        if not agent.in_use(id) and agent.adoption is None:
+        if not agent.in_use(id) and agent.adoption is None and not witness.silent_home(session):
             yield session.last_used + agent.settings.session_ttl_s, f"session {id}"
     if agent.adoption is not None and not agent.adoption.templates:
         yield agent.adoption.deadline, f"the adoption of {agent.id}"

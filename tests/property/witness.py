@@ -250,6 +250,8 @@ class Witness(Adopted):
         session, home = agent.session_of(run), self.home_of(agent, run)
         hold(worker.outdated_at is None or worker is home, f"{effect} though the worker is outdated and not its home")
         hold(not agent.blocks(run), f"{effect} overlaps with another, or its session may live elsewhere")
+        busy = session is not None and session.running
+        hold(not busy or run.overlap != "reject", f"{effect} overlaps with another, and was not to")
         if home is not None and worker is not home:
             hold(run.roams, f"{effect} may not leave {home.id}")
             hold(self.now >= self.impatient_at(agent, run), f"{effect} has not waited for {home.id}")
@@ -343,6 +345,7 @@ class Witness(Adopted):
         others = [other for other in agent.waiting.values() if other is not run] if agent is not None else []
         mates = [other for other in others if run.session is not None and other.session == run.session]
         session = agent.session_of(run) if agent is not None else None
+        settled = isinstance(event, ev.WorkerAdopted) or (agent is not None and agent.settled_at == self.now)
         asked_now = isinstance(event, ev.RunRequested) and event.run == run.id
         interrupted = isinstance(event, ev.RunRequested) and event.run != run.id and run.session is not None \
             and event.session == run.session and self.runs[event.run].overlap == "interrupt"
@@ -355,7 +358,7 @@ class Witness(Adopted):
             ("rejected", "quarantined"):
                 agent is not None and agent.quarantined_until is not None,
             ("rejected", "session-busy"):
-                asked_now and run.overlap == "reject" and bool(mates or (session and session.running)),
+                (asked_now or settled) and run.overlap == "reject" and bool(mates or (session and session.running)),
             ("rejected", "overloaded"):
                 asked_now and agent is not None and len(others) >= agent.settings.queue_size,
             ("rejected", "session-queue-full"):

@@ -179,6 +179,20 @@ def test_what_an_earlier_daemon_left_unfinished_of_an_agent_that_is_gone_has_cra
             f"the daemon ended while this run was {run_id}, and its agent is not deployed any more")
 
 
+def test_what_is_left_of_a_run_has_its_own_timeout_and_the_time_it_has_taken(tmp_path: Path) -> None:
+    with recorder(tmp_path) as book:
+        book.accepted("own", "a", None, "ctl", "uid 7", b"1", options='{"timeout_s":77.0}')
+        for run_id in ("plain", "own"):
+            if run_id == "plain":
+                accept(book, run_id)
+            start(book, run_id)
+    began = time.time()
+    with recorder(tmp_path) as book:
+        taken = {run.run: run for run in book.take_unfinished("a", 9.0)}
+        assert (taken["plain"].left_s, taken["own"].left_s) == (9.0, 77.0)
+        assert 0.0 <= taken["plain"].elapsed_s <= time.time() - began + 10.0
+
+
 def held(run_id: str, over: bool = True, timeout_s: float = 60.0, elapsed_s: float = 20.0) -> Message:
     """What the worker says of a run that it has."""
     note = {"source": "http", "caller": "uid 9", "at": 1000.5}
@@ -197,8 +211,8 @@ def test_a_worker_that_is_adopted_brings_runs_that_the_log_does_not_know(tmp_pat
     with recorder(tmp_path) as book:
         found = book.adopted(WORKER, [held(run_id) for run_id in ("queued", "started", "ended", "unwritten")])
         assert found.over == ["ended"]
-        assert [(run.run, run.session, run.worker, run.left_s) for run in found.runs] == [
-            (run_id, "s", "w-b-2", 40.0) for run_id in ("queued", "started", "unwritten")]
+        assert [(run.run, run.session, run.worker, run.left_s, run.elapsed_s) for run in found.runs] == [
+            (run_id, "s", "w-b-2", 40.0, 20.0) for run_id in ("queued", "started", "unwritten")]
         rows = {run_id: show(book, run_id) for run_id in ("queued", "started", "ended", "unwritten")}
         assert {run_id: row["state"] for run_id, row in rows.items()} == {
             "queued": "started", "started": "started", "ended": "completed", "unwritten": "started"}
