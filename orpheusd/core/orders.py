@@ -90,6 +90,7 @@ class Orders:
     def abort(self, agent: Agent, worker: Worker, why: str, now: float) -> None:
         """Have it die, but tell where it is stuck. Its place is free at once: it may never go."""
         self.leave_slot(agent, worker)
+        self.never_heard(agent, worker, now)
         agent.idle.pop(worker.id, None)
         worker.move(ProcessState.KILLING)
         self._emit(AbortWorker(worker.id, why))
@@ -98,6 +99,7 @@ class Orders:
 
     def kill(self, agent: Agent, worker: Worker, why: str, now: float) -> None:
         """Have it die. May be said again."""
+        self.never_heard(agent, worker, now)
         agent.idle.pop(worker.id, None)
         if worker.state is not ProcessState.KILLING:
             worker.move(ProcessState.KILLING)
@@ -119,6 +121,12 @@ class Orders:
         if worker.state is ProcessState.DRAINING and drain_s is not None:
             worker.deadline = now + drain_s
             self._deadlines.arm(worker, worker.deadline)
+
+    def never_heard(self, agent: Agent, worker: Worker, now: float) -> None:
+        """Of one that an earlier daemon left and that goes unheard: its sessions wait for nothing any more, and may be
+        too old."""
+        if worker.unheard:
+            self._deadlines.arm(agent, now)
 
     def leave_slot(self, agent: Agent, worker: Worker) -> None:
         """The worker's slot, if it still has one, is to be refilled."""

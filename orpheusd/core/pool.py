@@ -130,6 +130,7 @@ class Pool:
         self.adopter.gone(agent, worker.id)
         unasked = worker.failure or worker.state in (ProcessState.STARTING, ProcessState.READY)
         reason = worker.failure or f"its worker ended ({cause})"
+        self._orders.never_heard(agent, worker, now)
         worker.move(ProcessState.EXITED)
         del self.workers[worker.id]
         del agent.workers[worker.id]

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from orpheusd.core.deadlines import Deadlines
-from orpheusd.core.effects import CancelRun, Dispatch, Effect, EndSession, Resolve, Why
+from orpheusd.core.effects import CancelRun, Dispatch, Effect, EndSession, Resolve
 from orpheusd.core.lanes import Lane
 from orpheusd.core.run import Run, RunState
 from orpheusd.core.sessions import BATCH, Session
@@ -182,7 +182,7 @@ class Router:
         self._emit(Resolve(
             run.id, state.value, code, message, run.worker.id if run.worker else None, run.session, run.context,
             run.entry.turns if run.entry else 0, now - (run.started_at if run.worker else run.queued_at), cause,
-            agent.id, _why(run, now), agent.quarantined_until - now if code == "quarantined" else 0.0))
+            agent.id, run.why(now), agent.quarantined_until - now if code == "quarantined" else 0.0))
 
     def evict(self, agent: "Agent", now: float) -> None:
         """End the sessions that are too many and not in use; what is left over waits for the next turn."""
@@ -392,12 +392,6 @@ def _blocked(agent: "Agent", run: Run, session: Session | None) -> bool:
 
 def _load(worker: Worker) -> tuple[int, int]:
     return worker.sessions, len(worker.runs)
-
-
-def _why(run: Run, now: float) -> Why:
-    home = run.entry.home if run.entry is not None else None
-    waited_s = (run.started_at if run.worker is not None else now) - run.queued_at
-    return Why(run.affinity, run.overlap, waited_s, run.idle, home.id if home is not None else None)
 
 
 def _key(run: Run) -> str:

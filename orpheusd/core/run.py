@@ -3,6 +3,7 @@
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from orpheusd.core.effects import Why
 from orpheusd.core.lifecycle import move
 
 if TYPE_CHECKING:
@@ -87,3 +88,9 @@ class Run:
     def waits_for_home(self) -> bool:
         """Whether it will take no other worker than its session's home while that lives."""
         return self.require_warm or self.affinity == "strict"
+
+    def why(self, now: float) -> Why:
+        """What decided where it went, and when."""
+        home = self.entry.home if self.entry is not None else None
+        waited_s = (self.started_at if self.worker is not None else now) - self.queued_at
+        return Why(self.affinity, self.overlap, waited_s, self.idle, home.id if home is not None else None)

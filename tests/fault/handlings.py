@@ -76,8 +76,8 @@ DAEMON_DIES = (
     Handling(39, "who speaks another protocol is killed", "orpheusd/process/processes.py",
              'if message.fields["protocol"] != PROTOCOL_VERSION:', "if False:",
              ("fault/test_daemon_dies.py::test_who_says_hello_wrongly_is_never_believed",)),
-    Handling(40, "a hello without the nonce is not believed", "orpheusd/process/processes.py",
-             " or known.nonce != nonce:", ":",
+    Handling(40, "a hello without the nonce is not believed", "orpheusd/process/members.py",
+             "home == self.id and nonce == self.nonce", "home == self.id",
              ("fault/test_daemon_dies.py::test_who_says_hello_wrongly_is_never_believed",)),
 )
 

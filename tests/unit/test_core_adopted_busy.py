@@ -79,6 +79,20 @@ def test_a_session_does_not_end_while_its_home_cannot_be_told() -> None:
     assert world.agent().sessions.get("idle") is None
 
 
+@pytest.mark.parametrize("how", ["dies", "is killed"])
+def test_sessions_of_a_home_that_was_never_heard_end_in_their_time(how: str) -> None:
+    world = busy(ev.Seen("idle", 3, 5.0, "w1"), session_ttl_s=50.0)
+    hear(world, "w2")
+    world.wait(60.0)
+    assert world.agent().sessions.get("idle") is not None
+    if how == "dies":
+        world.die("w1")
+    else:
+        world.tell(ev.WorkerMisbehaved("w1", "it is no worker"))
+    world.wait(0.0)
+    assert world.agent().sessions.get("idle") is None
+
+
 def test_the_time_that_a_run_has_taken_includes_that_before_the_daemons_death() -> None:
     world = CoreWorld()
     load(world, runs=(unfinished("r1", "w1")._replace(elapsed_s=30.0), unfinished("r2", "w9")._replace(elapsed_s=7.0)))
