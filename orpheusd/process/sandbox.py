@@ -108,7 +108,6 @@ class BuildPaths(NamedTuple):
 
     venv_dir: str
     requirements: str
-    cache_dir: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,11 +237,11 @@ def template_argv(
         _data(isolation, spec.agent, spec.network))
 
 
-def build_paths(isolation: Isolation, venv_dir: Path, requirements: Path, cache_dir: Path) -> BuildPaths:
+def build_paths(isolation: Isolation, venv_dir: Path, requirements: Path) -> BuildPaths:
     """The paths to use in the `command` of `build_argv`."""
     if isolation.mode == "bwrap":
-        return BuildPaths(VENV_DIR, "/build/requirements.txt", "/cache")
-    return BuildPaths(str(venv_dir), str(requirements), str(cache_dir))
+        return BuildPaths(VENV_DIR, "/build/requirements.txt")
+    return BuildPaths(str(venv_dir), str(requirements))
 
 
 def build_argv(
@@ -250,24 +249,22 @@ def build_argv(
     interpreter: Interpreter,
     venv_dir: Path,
     requirements: Path,
-    cache_dir: Path,
     extra_ro_binds: Sequence[Path],
     env: Mapping[str, str],
     command: Sequence[str],
 ) -> Command:
     """The command that runs `command` (whose paths come from `build_paths`) to build a virtual environment.
 
-    It has the network, and writes to the venv, the cache and a private /tmp only. `extra_ro_binds` are
+    It has the network, and writes to the venv and a private /tmp only. `extra_ro_binds` are
     bound at their own path. In a sandbox everything dies with the bubblewrap process, and that with the daemon.
     """
     whole_env = {"PATH": SEARCH_PATH, "LANG": "C.UTF-8", **env}
     if isolation.mode != "bwrap":
         return Command(list(command), b"", whole_env, str(venv_dir))
-    inside = build_paths(isolation, venv_dir, requirements, cache_dir)
+    inside = build_paths(isolation, venv_dir, requirements)
     args = [*_namespaces(isolation, network=True), "--new-session", "--die-with-parent", "--hostname", "build"]
     args += root_of(interpreter.binds, network=True, tmp_limit_bytes=BUILD_TMP_LIMIT_BYTES)
-    args += ["--bind", str(venv_dir), inside.venv_dir, "--bind", str(cache_dir), inside.cache_dir]
-    args += ["--ro-bind", str(requirements), inside.requirements]
+    args += ["--bind", str(venv_dir), inside.venv_dir, "--ro-bind", str(requirements), inside.requirements]
     for path in extra_ro_binds:
         args += ["--ro-bind", str(path), str(path)]
     args += [*sealed(), "--chdir", TMP_DIR, *_environment({"HOME": TMP_DIR, **whole_env})]
