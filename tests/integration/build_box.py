@@ -18,7 +18,7 @@ TIMEOUT_S = 60.0
 
 #: Before every backend: `wheel(...)` makes the wheel of a package with one module.
 WHEEL = '''
-import pathlib, zipfile
+import pathlib, sys, zipfile
 
 def wheel(directory, name, text):
     file = f"{name}-1.0-py3-none-any.whl"

@@ -19,7 +19,7 @@ from tests.integration.build_box import TIMEOUT_S, Box, isolated, python
 
 #: A package that says, in the wheel it builds, what it could see and do while it was built.
 PROBE = """
-import os, sys
+import os
 
 def attempt(action):
     try:
@@ -43,7 +43,7 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
 
 #: A package whose build never ends, and leaves its process group.
 HANG = """
-import subprocess, sys
+import subprocess
 
 def build_wheel(*_, **__):
     subprocess.Popen(["sleep", "300"], start_new_session=True)

@@ -160,7 +160,8 @@ def test_a_build_sees_its_own_things_only() -> None:
     assert found["/srv/wheels"] == ("--ro-bind", "/srv/wheels")
     assert "--die-with-parent" in words(command)
     assert "--unshare-net" not in words(command)
-    assert command.argv[4:] == ["/venv/bin/python", "-m", "pip", "install", "-r", "/build/requirements.txt"]
+    assert command.argv[4:8] == ["/opt/python/bin/python3.12", "-I", "-S", "-c"]
+    assert command.argv[9:] == ["/venv/bin/python", "-m", "pip", "install", "-r", "/build/requirements.txt"]
 
 
 def test_the_filter_of_system_calls_is_in_every_sandbox() -> None:
