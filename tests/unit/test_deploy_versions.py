@@ -1,5 +1,6 @@
 """The state directory: numbers never come back, refusals leave no trace, what is broken stops nothing else."""
 
+import asyncio
 import json
 import signal
 import stat
@@ -202,7 +203,7 @@ def test_a_missing_version_is_not_found(store: VersionStore, tmp_path: Path) -> 
 
 def test_a_start_empties_tmp(store: VersionStore, tmp_path: Path) -> None:
     upload = store.uploads.begin()
-    store.uploads.append(upload, b"x")
+    asyncio.run(store.uploads.append(upload, "eA=="))
     (store.state_dir / "tmp/stage-1/code").mkdir(parents=True)
     (store.state_dir / "pip-cache/wheels").mkdir(parents=True)
     number = deployed(store, tmp_path)
