@@ -1,7 +1,8 @@
 """The audit log: one line of JSON for every change that somebody asked for at a door, refused ones too.
 
 It tells who, what and how it ended, and never a value: of what was asked there is a digest, in which variables count
-by their names only. It decides nothing. A disk that is full costs lines, which the next one counts.
+by their names only and a piece of a bundle not at all. It decides nothing. A disk that is full costs lines, which the
+next one counts.
 """
 
 import errno
@@ -79,10 +80,12 @@ class Audit:
 
 
 def digest_of(operation: Operation, params: Mapping[str, Any]) -> str:
-    """The same for the same request, whoever asks and whenever. Values that may be secrets have no part in it."""
+    """The same for the same request, whoever asks and whenever. Values that may be secrets have no part in it, nor
+    has a piece of a bundle: this is done on the loop."""
     named = {param.name for param in operation.params if param.kind == "strings"}
+    bulky = {param.name for param in operation.params if param.kind == "piece"}
     plain = {name: sorted(value) if name in named and isinstance(value, dict) else value
-             for name, value in params.items()}
+             for name, value in params.items() if name not in bulky}
     return hashlib.sha256(orjson.dumps(plain, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 

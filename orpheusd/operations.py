@@ -92,6 +92,7 @@ KINDS: dict[str, Kind] = {
     "run": Kind((str,), {"type": "string", "pattern": f"^{RUN_ID.pattern}$"}, "a run id", RUN_ID),
     "upload": Kind((str,), {"type": "string", "pattern": f"^{UPLOAD_ID.pattern}$"}, "an upload id", UPLOAD_ID),
     "string": Kind((str,), {"type": "string"}, "a string"),
+    "piece": Kind((str,), {"type": "string", "contentEncoding": "base64"}, "bytes in base64"),
     "boolean": Kind((bool,), {"type": "boolean"}, "true or false"),
     "count": Kind((int,), {"type": "integer", "minimum": 0}, "a whole number, 0 or more", minimum=0),
     "seconds": Kind((int, float), {"type": "number", "exclusiveMinimum": 0}, "a number of seconds above 0",
@@ -174,7 +175,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("bundle.put", Access.ADMIN, "send a piece of a bundle (a tar.gz of an agent's folder); it is "
               "kept until it is deployed, at most as long as the connection that began it", (
         _UPLOAD._replace(required=False, help="the upload this piece continues; without it a new one begins"),
-        Param("data", "string", "the piece, in base64, at most 4 MiB decoded"),
+        Param("data", "piece", "the piece, at most 4 MiB decoded; the next may be sent when this one is answered"),
     )),
     Operation("bundle.drop", Access.ADMIN, "forget an upload that is not deployed yet", (_UPLOAD,)),
     Operation("bundle.inspect", Access.ADMIN, "read the agent.yaml of an uploaded bundle", (_UPLOAD,)),

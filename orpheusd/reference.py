@@ -129,7 +129,7 @@ AUDIT = """
 
 Every operation that needs `admin` leaves a line of JSON in `audit.log` in the state directory, refused ones too, and
 so does a connection to the control socket that was turned away (`connect`). Only the daemon's user can read it; beyond
-{size} MiB it becomes `audit.log.1`, and the one before that goes.
+{size} MiB it becomes `audit.log.1`, and the one before that goes. No value of a parameter is written down.
 
 | field | |
 |---|---|
@@ -137,7 +137,7 @@ so does a connection to the control socket that was turned away (`connect`). Onl
 | `source` | the door: `ctl` or `http` |
 | `uid`, `pid`, `exe` | the process that asked, as the kernel tells; over HTTP that is the front door |
 | `operation`, `agent` | what was asked, of which agent where there is one |
-| `params` | SHA-256 of the parameters as JSON with sorted keys; of `env` the names only. No value is written down |
+| `params` | SHA-256 of the parameters as JSON with sorted keys, of `env` the names only, of a bundle no `data` |
 | `outcome` | `done`, or the code of the refusal |
 | `lost_before` | so many lines could not be written before this one |
 """

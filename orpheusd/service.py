@@ -5,8 +5,6 @@ time, or None when it will answer through the call later. It knows nothing of so
 """
 
 import asyncio
-import base64
-import binascii
 import os
 import time
 from collections.abc import Callable, Coroutine
@@ -35,8 +33,6 @@ from orpheusd.reload import RELOADING, Reload
 from orpheusd.runlog.queries import RunQuery
 from orpheusd.runs import Runs
 
-#: A piece of a bundle; in base64 and with its envelope it fits a control frame several times.
-PIECE_LIMIT_BYTES = 4 * 1024 * 1024
 #: What clients of the Model Context Protocol send their session's id in; every agent is asked by it.
 FALLBACK_HEADER = "mcp-session-id"
 
@@ -148,20 +144,19 @@ class Service:
 
     # Changes
 
-    def bundle_put(self, call: Call, params: Params) -> dict[str, Any]:
-        try:
-            piece = base64.b64decode(params["data"], validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise OrpheusError("invalid-request", f"bundle.put: `data` is not base64: {error}") from error
-        if len(piece) > PIECE_LIMIT_BYTES:
-            raise OrpheusError("too-large", f"bundle.put: a piece may have {PIECE_LIMIT_BYTES} bytes")
+    async def bundle_put(self, call: Call, params: Params) -> dict[str, Any]:
         uploads = self._store.uploads
-        upload_id = params["upload_id"]
-        if upload_id is None:
-            upload_id = uploads.begin()
-            if call.source != "http":  # a door drops by itself what does not arrive, and its connection has no end
-                call.at_end(partial(uploads.abandon, upload_id))
-        return {"upload_id": upload_id, "size_bytes": uploads.append(upload_id, piece)}
+        upload_id = params["upload_id"] or uploads.begin()
+        try:
+            size_bytes = await uploads.append(upload_id, params["data"])
+        except OrpheusError:
+            if params["upload_id"] is None:  # whoever began it does not know its id
+                uploads.drop(upload_id)
+            raise
+        if params["upload_id"] is None and call.source != "http":
+            # a door drops by itself what does not arrive, and its connection has no end
+            call.at_end(partial(uploads.abandon, upload_id))
+        return {"upload_id": upload_id, "size_bytes": size_bytes}
 
     def bundle_drop(self, call: Call, params: Params) -> dict[str, Any]:
         self._store.uploads.abandon(params["upload_id"])

@@ -1,8 +1,9 @@
 """Builds the virtual environment of a requirements.txt: in a sandbox with network, once for each content.
 
 An environment is known by the hash of what it is made from and lies at venvs/HASH; agents whose requirements
-are alike share it. It is usable when it holds `.complete`, and only then. This file knows nothing of agents or
-versions.
+are alike share it. It is usable when it holds `.complete`, and only then: what built it is dead by then. Builds share
+nothing else, no cache of pip either: packages run code as they are built, and whatever that could write to would
+reach the packages of others. This file knows nothing of agents or versions.
 """
 
 import asyncio
@@ -29,12 +30,9 @@ from orpheusd.process.launch import launch_template
 from orpheusd.process.sandbox import SANDBOX_TAG, Interpreter, Isolation, build_argv, build_paths, find_interpreter
 
 #: Change it when environments are built in another way, so that old ones are not taken for new.
-FORMAT = 1
+FORMAT = 2
 
 LIMIT_REQUIREMENTS_BYTES = 256 * 1024
-
-#: pip has no limit of its own. Beyond this its cache is emptied after a build; the next fetches anew.
-LIMIT_CACHE_BYTES = 2 * 1024**3
 
 #: How much of pip's output an error repeats.
 TAIL_LINES = 40
@@ -80,7 +78,7 @@ async def ensure_venv(
             os.utime(venv_dir / ".complete", follow_symlinks=False)
             progress("requirements.txt: already installed")
             return venv_dir
-        plan = _Plan(text, venv_dir, store_dir / "pip-cache", isolation, interpreter, dict(environ), timeout_s)
+        plan = _Plan(text, venv_dir, isolation, interpreter, dict(environ), timeout_s)
         build = _start(plan)
     build.listeners.append(progress)
     try:
@@ -93,7 +91,10 @@ async def ensure_venv(
 
 
 def read_requirements(requirements: Path) -> str | None:
-    """The text of a requirements.txt, None when it asks for nothing. Raises OrpheusError that names the line."""
+    """What a requirements.txt asks for, line by line, None for nothing. Raises OrpheusError that names the line.
+
+    An environment is built from this and named after it, so that files of one name are files that pip reads alike.
+    """
     try:
         with requirements.open("rb") as stream:
             raw = stream.read(LIMIT_REQUIREMENTS_BYTES + 1)
@@ -104,13 +105,16 @@ def read_requirements(requirements: Path) -> str | None:
         raise OrpheusError("invalid-request", f"cannot read requirements.txt: {error}") from error
     if len(raw) > LIMIT_REQUIREMENTS_BYTES:
         raise OrpheusError("too-large", f"requirements.txt is longer than {LIMIT_REQUIREMENTS_BYTES} bytes")
-    for number, line in enumerate(text.splitlines(), 1):
-        stated = _COMMENT.sub("", line).strip()
+    for number, stated in enumerate(_lines(text), 1):
+        if stated.endswith("\\"):
+            raise OrpheusError(
+                "invalid-request", f"requirements.txt, line {number}: {stated[:80]!r} ends with a backslash that "
+                "joins no line to it; take it away, or what comes after it")
         if _ELSEWHERE.match(stated):
             raise OrpheusError(
                 "invalid-request", f"requirements.txt, line {number}: {stated[:80]!r} refers to another file, which a "
                 "build does not see; name the package itself, or put its code into the agent's folder")
-    return text if _stated(text) else None
+    return "\n".join(_lines(text)) if _stated(text) else None
 
 
 def prune_venvs(store_dir: Path, in_use: Collection[str]) -> list[str]:
@@ -135,7 +139,6 @@ class _Plan:
 
     text: str
     venv_dir: Path
-    cache_dir: Path
     isolation: Isolation
     interpreter: Interpreter
     environ: Mapping[str, str]
@@ -197,12 +200,12 @@ async def _build(plan: _Plan, tell: Callable[[str], None]) -> Path:
 
 
 async def _install(plan: _Plan, place: Path, tell: Callable[[str], None]) -> None:
-    inside = build_paths(plan.isolation, place, place / "requirements.txt", plan.cache_dir)
+    inside = build_paths(plan.isolation, place, place / "requirements.txt")
     python = str(plan.interpreter.executable)
     await _run(plan, place, [python, "-I", "-m", "venv", inside.venv_dir], "make a virtual environment", tell)
     await _run(plan, place, [
         f"{inside.venv_dir}/bin/python", "-I", "-m", "pip", "install", "--no-input", "--disable-pip-version-check",
-        "--progress-bar", "off", "--cache-dir", inside.cache_dir, "-r", inside.requirements,
+        "--progress-bar", "off", "--no-cache-dir", "-r", inside.requirements,
     ], "install requirements.txt", tell)
 
 
@@ -226,8 +229,8 @@ async def _run(
     if plan.isolation.mode != "bwrap":  # no private /tmp, no home of its own: what is left there goes with the build
         env.update({"TMPDIR": str(place / _SCRATCH), "HOME": str(place / _SCRATCH)})
     process = await launch_template(
-        build_argv(plan.isolation, plan.interpreter, place, place / "requirements.txt", plan.cache_dir,
-                   settings.binds, env, command), b"", listen)
+        build_argv(plan.isolation, plan.interpreter, place, place / "requirements.txt", settings.binds, env, command),
+        b"", listen)
     try:
         code = await process.wait()
     except asyncio.CancelledError:
@@ -244,9 +247,22 @@ def _reason(tail: Collection[str], code: int) -> str:
     return "\n".join(errors[-5:] or list(tail)[-5:]) or f"pip ended with status {code} and said nothing"
 
 
+def _lines(text: str) -> list[str]:
+    """As pip reads them: what a backslash joins is in the first line, and comments are nothing."""
+    read: list[str] = []
+    first: int | None = None
+    for number, line in enumerate(text.splitlines()):
+        read.append("")
+        at = number if first is None else first
+        is_comment = _COMMENT.match(line) is not None
+        joins = line.endswith("\\") and not is_comment
+        read[at] += line.strip("\\") if joins else f" {line}" if is_comment else line
+        first = at if joins else None
+    return [_COMMENT.sub("", line).strip() for line in read]
+
+
 def _stated(text: str) -> list[str]:
-    lines = (_COMMENT.sub("", line).strip() for line in text.splitlines())
-    return [line for line in lines if line]
+    return [line for line in _lines(text) if line]
 
 
 def _name(text: str, interpreter: Interpreter, isolation: Isolation) -> str:
@@ -260,7 +276,6 @@ def _name(text: str, interpreter: Interpreter, isolation: Isolation) -> str:
 def _prepare(plan: _Plan, place: Path) -> None:
     beneath.remove(place)
     place.mkdir(mode=0o755, parents=True)
-    plan.cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     (place / _SCRATCH).mkdir(mode=0o700)
     (place / "requirements.txt").write_text(plan.text, "utf-8")
 
@@ -274,8 +289,6 @@ def _finish(plan: _Plan, place: Path) -> None:
     if place != plan.venv_dir:
         beneath.remove(plan.venv_dir)
         place.rename(plan.venv_dir)
-    if len(_builds) == 1 and beneath.measure(plan.cache_dir).size_bytes > LIMIT_CACHE_BYTES:
-        beneath.empty(plan.cache_dir)
 
 
 def _remove(place: Path) -> None:

@@ -8,11 +8,13 @@ import json
 import os
 import subprocess
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 from orpheusd.agents import Manifest
 from orpheusd.deploy.importchild import Outcome
 from orpheusd.process import survivors
+from orpheusd.process.pidfds import PidFd
 from orpheusd.process.sandbox import SANDBOX_TAG
 
 #: What the daemon gives a worker to start.
@@ -46,6 +48,8 @@ def run(code_dir: Path, manifest: Manifest, python: Path, deadline_s: float = DE
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         hangs = False
         try:
+            with closing(PidFd(process.pid)) as held:
+                held.make_expendable()  # it has started nothing: it waits for its input
             said, _ = process.communicate(json.dumps(facts).encode(), timeout=deadline_s)
         except subprocess.TimeoutExpired as error:
             said, hangs = error.output or b"", process.poll() is None

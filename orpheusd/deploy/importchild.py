@@ -11,6 +11,7 @@ import traceback
 from typing import Any, NamedTuple
 
 from orpheusd.worker import failures, handler
+from orpheusd.worker.confinement import confine
 from orpheusd.worker.launch import Setup
 
 
@@ -36,6 +37,7 @@ def answer(facts: dict[str, Any], missing_env: list[str]) -> None:
         workspace_dir=facts["workspace_dir"], result_limit_bytes=0, orphan_ttl_s=0.0, isolation="none")
     sys.path.insert(0, code_dir)
     try:
+        confine(sandboxed=False)
         handler.load(setup)
         outcome = Outcome(True)
     except handler.UnusableHandler as error:

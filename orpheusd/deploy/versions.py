@@ -8,7 +8,7 @@ the new. It starts no process and knows nothing of workers.
     agents/NAME/rolled-back         which version the current one was put in place of by itself, and why
     agents/NAME/versions/N/         code/  manifest.json  env.json (0600)  venv (the name of one below venvs/)  served
                                     trial (until the version serves; what a killed daemon left on trial is removed)
-    venvs/  workspaces/NAME/  logs/NAME/  pip-cache/  tmp/ (emptied at start)
+    venvs/  workspaces/NAME/  logs/NAME/  tmp/ (emptied at start)
 """
 
 import hashlib
@@ -38,7 +38,7 @@ KEPT_VERSIONS = 5
 SESSIONS_DIR = ".sessions"
 LOCKS_DIR = ".locks"
 
-_DIRECTORIES = ("agents", "venvs", "workspaces", "logs", "pip-cache", "tmp")
+_DIRECTORIES = ("agents", "venvs", "workspaces", "logs", "tmp")
 
 
 class StoredVersion(NamedTuple):
@@ -93,6 +93,8 @@ class VersionStore:
         for name in _DIRECTORIES:
             (self.state_dir / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         beneath.empty(self.state_dir / "tmp")
+        with suppress(OSError):  # builds of earlier versions shared it
+            beneath.remove(self.state_dir / "pip-cache")
         for mark in (self.state_dir / "agents").glob("*/versions/*/trial"):
             # what cannot be read here is reported by `list_agents`
             with suppress(OSError, OrpheusError, ValueError):

@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from orpheusd.errors import OrpheusError
@@ -22,7 +23,10 @@ def token_file(state_dir: Path) -> Path:
 
 
 def make_token(state_dir: Path) -> Path:
-    """Write a new token; the one before is none any more. Raises OrpheusError(permission-denied)."""
+    """Write a new token; the one before is none any more. Raises OrpheusError(permission-denied).
+
+    It is the state directory's owner's, whoever makes it: root may do so for the daemon's user.
+    """
     path = token_file(state_dir)
     new = path.with_name("token.new")
     try:
@@ -30,11 +34,16 @@ def make_token(state_dir: Path) -> Path:
         new.unlink(missing_ok=True)
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "w") as stream:
+            owner = state_dir.stat()
+            if owner.st_uid != os.geteuid():
+                os.fchown(fd, owner.st_uid, owner.st_gid)
             stream.write(secrets.token_urlsafe(TOKEN_BYTES) + "\n")
             stream.flush()
             os.fsync(fd)
         new.rename(path)
     except OSError as error:
+        with suppress(OSError):
+            new.unlink(missing_ok=True)
         raise OrpheusError(
             "permission-denied", f"cannot write {path}: {error.strerror}; run this as the daemon's user") from error
     return path

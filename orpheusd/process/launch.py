@@ -100,6 +100,7 @@ class TemplateProcess:
             self._inner, self.inner_pid = inner, inner.pid
         elif inner is not None:
             inner.close()
+        (self._inner or self._outer).make_expendable()  # it has started nothing yet: whatever it starts is so too
         self._met.set_result(None)
 
     def _kill_outer(self) -> None:

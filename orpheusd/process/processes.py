@@ -270,7 +270,6 @@ class Processes:
             if isinstance(known.process, AdoptedTemplate):
                 known.process.meet(channel.process.again())
             else:
-                channel.process.make_expendable()
                 channel.say("setup", {}, orjson.dumps(known.setup))
             return
         loop = asyncio.get_running_loop()

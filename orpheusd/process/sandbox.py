@@ -34,6 +34,10 @@ SANDBOX_TAG = "ORPHEUS_SANDBOX"
 #: What a template runs. `{lib!r}` becomes the directory of the runtime's own code as seen by the template.
 BOOTSTRAP = "import sys; sys.path.insert(0, {lib!r}); from orpheusd.worker.template import main; main()"
 
+#: What each part of a build runs, with its command as arguments: the template's own confinement, then the command.
+BUILD_BOOTSTRAP = ("import sys; sys.path.append({lib!r}); from orpheusd.worker.confinement import become; "
+                   "become({sandboxed}, sys.argv[1:])")
+
 #: Private /tmp of an agent: room for temporary files, too little to starve the box of memory.
 TMP_LIMIT_BYTES = 256 * 1024 * 1024
 
@@ -108,7 +112,6 @@ class BuildPaths(NamedTuple):
 
     venv_dir: str
     requirements: str
-    cache_dir: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,8 +231,7 @@ def template_argv(
     args += ["--ro-bind", str(spec.code_dir), CODE_DIR, "--bind", str(spec.workspace_dir), WORKSPACE_DIR]
     if spec.venv_dir is not None:
         args += ["--ro-bind", str(spec.venv_dir), VENV_DIR]
-    for name, source in lib.parts:
-        args += ["--ro-bind", str(source), f"{LIB_DIR}/{name}"]
+    args += _lib_binds(lib)
     args += ["--ro-bind", str(spec.link_dir), LINK_DIR, *sealed(), "--chdir", CODE_DIR, *_environment(env)]
     return Command(
         [str(isolation.bwrap_path), "--args", ARGS_FD, "--", python, "-I", "-c",
@@ -238,11 +240,11 @@ def template_argv(
         _data(isolation, spec.agent, spec.network))
 
 
-def build_paths(isolation: Isolation, venv_dir: Path, requirements: Path, cache_dir: Path) -> BuildPaths:
+def build_paths(isolation: Isolation, venv_dir: Path, requirements: Path) -> BuildPaths:
     """The paths to use in the `command` of `build_argv`."""
     if isolation.mode == "bwrap":
-        return BuildPaths(VENV_DIR, "/build/requirements.txt", "/cache")
-    return BuildPaths(str(venv_dir), str(requirements), str(cache_dir))
+        return BuildPaths(VENV_DIR, "/build/requirements.txt")
+    return BuildPaths(str(venv_dir), str(requirements))
 
 
 def build_argv(
@@ -250,24 +252,28 @@ def build_argv(
     interpreter: Interpreter,
     venv_dir: Path,
     requirements: Path,
-    cache_dir: Path,
     extra_ro_binds: Sequence[Path],
     env: Mapping[str, str],
     command: Sequence[str],
 ) -> Command:
     """The command that runs `command` (whose paths come from `build_paths`) to build a virtual environment.
 
-    It has the network, and writes to the venv, the cache and a private /tmp only. `extra_ro_binds` are
+    It has the network, and writes to the venv and a private /tmp only. `extra_ro_binds` are
     bound at their own path. In a sandbox everything dies with the bubblewrap process, and that with the daemon.
+    It is confined as an agent is, before it runs: the walls of agents stand around packages too.
     """
+    sandboxed = isolation.mode == "bwrap"
+    lib_dir = LIB_DIR if sandboxed else str(Path(str(orpheusd.__file__)).resolve().parents[1])
+    bootstrap = BUILD_BOOTSTRAP.replace("{lib!r}", repr(lib_dir)).replace("{sandboxed}", repr(sandboxed))
+    command = [str(interpreter.executable), "-I", "-S", "-c", bootstrap, *command]
     whole_env = {"PATH": SEARCH_PATH, "LANG": "C.UTF-8", **env}
-    if isolation.mode != "bwrap":
-        return Command(list(command), b"", whole_env, str(venv_dir))
-    inside = build_paths(isolation, venv_dir, requirements, cache_dir)
+    if not sandboxed:
+        return Command(command, b"", whole_env, str(venv_dir))
+    inside = build_paths(isolation, venv_dir, requirements)
     args = [*_namespaces(isolation, network=True), "--new-session", "--die-with-parent", "--hostname", "build"]
     args += root_of(interpreter.binds, network=True, tmp_limit_bytes=BUILD_TMP_LIMIT_BYTES)
-    args += ["--bind", str(venv_dir), inside.venv_dir, "--bind", str(cache_dir), inside.cache_dir]
-    args += ["--ro-bind", str(requirements), inside.requirements]
+    args += ["--bind", str(venv_dir), inside.venv_dir, "--ro-bind", str(requirements), inside.requirements]
+    args += _lib_binds(find_runtime_lib())
     for path in extra_ro_binds:
         args += ["--ro-bind", str(path), str(path)]
     args += [*sealed(), "--chdir", TMP_DIR, *_environment({"HOME": TMP_DIR, **whole_env})]
@@ -307,6 +313,10 @@ def _namespaces(isolation: Isolation, network: bool) -> list[str]:
     seccomp = ["--seccomp", SECCOMP_FD] if isolation.seccomp else []
     unshared = [f"--unshare-{kind}" for kind in kinds]
     return [*unshared, *ids, "--clearenv", "--cap-drop", "ALL", *seccomp]
+
+
+def _lib_binds(lib: RuntimeLib) -> list[str]:
+    return [word for name, source in lib.parts for word in ("--ro-bind", str(source), f"{LIB_DIR}/{name}")]
 
 
 def _environment(env: Mapping[str, str]) -> list[str]:

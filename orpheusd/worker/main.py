@@ -5,7 +5,6 @@ It puts the parts together and decides how the process ends; each part is elsewh
 
 import contextlib
 import os
-import resource
 import signal
 import sys
 import traceback
@@ -14,6 +13,7 @@ from orpheusd.wire.worker import Role
 from orpheusd.worker import failures, handler, sheet
 from orpheusd.worker.async_runs import AsyncRuns
 from orpheusd.worker.channel import Channel, ChannelClosed, dial
+from orpheusd.worker.confinement import limit_open_files
 from orpheusd.worker.launch import EXIT_CANNOT_START, EXIT_CHANNEL, Birth, Setup
 from orpheusd.worker.notes import Notes
 from orpheusd.worker.output import Output, switchboard
@@ -24,8 +24,6 @@ from workspace import _runtime
 SHUTDOWN_LIMIT_S = 2
 #: The last messages of a worker that leaves by itself.
 FLUSH_LIMIT_S = 1.0
-#: The usual soft limit, whatever the daemon allows itself: select(2) and old libraries count on it.
-OPEN_FILES = 1024
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #: Set by whoever launched the template without a pid namespace, to find survivors by; subprocesses must keep it.
 _SANDBOX_TAG = "ORPHEUS_SANDBOX"
@@ -72,8 +70,7 @@ def settle(setup: Setup) -> None:
 
 
 def _live(birth: Birth) -> int:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(OPEN_FILES, hard), hard))
+    limit_open_files()
     # Until somebody listens, a doorbell must not kill.
     signal.signal(signal.SIGUSR1, _ignore)
     os.environ["ORPHEUS_WORKER"] = birth.worker_id

@@ -1,28 +1,25 @@
 """Virtual environments built for real: pip, bubblewrap, packages that attack the box or never end."""
 
 import asyncio
-import io
 import os
 import subprocess
-import tarfile
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pip._internal.req.req_file import preprocess
 
 from orpheusd.deploy import build
 from orpheusd.deploy.build import ensure_venv, prune_venvs, read_requirements
 from orpheusd.errors import OrpheusError
-from orpheusd.process.sandbox import Isolation, detect
+from orpheusd.process.sandbox import Isolation, detect, find_interpreter
 from tests.eventually import eventually
-
-#: A build takes 4 s on a quiet machine.
-TIMEOUT_S = 60.0
+from tests.integration.build_box import TIMEOUT_S, Box, isolated, python
 
 #: A package that says, in the wheel it builds, what it could see and do while it was built.
 PROBE = """
-import os, pathlib, sys, zipfile
+import os
 
 def attempt(action):
     try:
@@ -41,18 +38,12 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
     }}
     mark = pathlib.Path(sys.prefix, ".complete")
     mark.symlink_to(outside / "victim")
-    name = "probe-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(pathlib.Path(wheel_directory, name), "w") as wheel:
-        wheel.writestr("probe.py", f"FOUND = {{found!r}}")
-        wheel.writestr("probe-1.0.dist-info/METADATA", "Metadata-Version: 2.1\\nName: probe\\nVersion: 1.0\\n")
-        wheel.writestr("probe-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\\nTag: py3-none-any\\n")
-        wheel.writestr("probe-1.0.dist-info/RECORD", "")
-    return name
+    return wheel(wheel_directory, "probe", f"FOUND = {{found!r}}")
 """
 
 #: A package whose build never ends, and leaves its process group.
 HANG = """
-import pathlib, subprocess, sys
+import subprocess
 
 def build_wheel(*_, **__):
     subprocess.Popen(["sleep", "300"], start_new_session=True)
@@ -68,68 +59,12 @@ def isolation(request: pytest.FixtureRequest) -> Isolation:
     return isolated(request.param)
 
 
-def isolated(mode: str) -> Isolation:
-    found = detect("auto" if mode == "bwrap" else "none")
-    if found.mode != mode:
-        pytest.skip(found.reason)
-    return found
-
-
-class Box:
-    """A state directory, and a folder of packages that is the only index there is."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.state = root / "state"
-        self.packages = root / "packages"
-        self.lines: list[str] = []
-        for path in (self.state / "venvs", self.packages):
-            path.mkdir(parents=True)
-        (root / "secret").write_text("precious")
-
-    def add(self, name: str, backend: str) -> None:
-        """A source package whose build runs `backend`, and that needs nothing to be built."""
-        files = {
-            "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n',
-            "backend.py": backend,
-            "PKG-INFO": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
-        }
-        with tarfile.open(self.packages / f"{name}-1.0.tar.gz", "w:gz") as archive:
-            for file, text in files.items():
-                info = tarfile.TarInfo(f"{name}-1.0/{file}")
-                info.size = len(text.encode())
-                archive.addfile(info, io.BytesIO(text.encode()))
-
-    @property
-    def environ(self) -> dict[str, str]:
-        return {"PIP_CONFIG_FILE": "/dev/null", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.packages),
-                "HOME": str(self.root), "API_KEY": "planted"}
-
-    async def ensure(self, text: str, isolation: Isolation, timeout_s: float = TIMEOUT_S) -> Path | None:
-        requirements = self.root / "requirements.txt"
-        requirements.write_text(text)
-        return await ensure_venv(requirements, self.state, isolation, self.lines.append, timeout_s, self.environ)
-
-    def left(self) -> list[str]:
-        return sorted(path.name for path in (self.state / "venvs").iterdir())
-
-
 @pytest.fixture
 def box(tmp_path: Path) -> Box:
     return Box(tmp_path)
 
 
-def python(venv: Path, code: str) -> str:
-    command = [str(venv / "bin/python"), "-I", "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
-    return done.stdout.strip()
-
-
-def test_packages_are_installed_once_and_see_nothing_of_the_box(
-        box: Box, isolation: Isolation, monkeypatch: pytest.MonkeyPatch) -> None:
-    (box.state / "pip-cache").mkdir()
-    (box.state / "pip-cache/old").write_bytes(b"x" * 100)
-    monkeypatch.setattr(build, "LIMIT_CACHE_BYTES", 99)
+def test_packages_are_installed_once_and_see_nothing_of_the_box(box: Box, isolation: Isolation) -> None:
     box.add("probe", PROBE.format(outside=str(box.root), state=str(box.state)))
     text = "probe==1.0  # a comment\n"
 
@@ -143,7 +78,7 @@ def test_packages_are_installed_once_and_see_nothing_of_the_box(
     assert not (box.root / "victim").exists()
     assert not (first / ".scratch").exists()
     assert (first / ".complete").is_file() and not (first / ".complete").is_symlink()
-    assert list((box.state / "pip-cache").iterdir()) == []
+    assert sorted(path.name for path in box.state.iterdir()) == ["venvs"]
     found = eval(python(first, "import probe; print(probe.FOUND)"))
     assert found["environ"] == {}
     if isolation.mode == "bwrap":
@@ -235,7 +170,34 @@ def test_requirements_are_text_of_bounded_length(tmp_path: Path) -> None:
         read_requirements(file)
     assert caught.value.code == "too-large"
     file.write_text("six  # not -r other\ngit+https://example.org/x.git\nx @ https://example.org/x.whl\n--pre\n")
-    assert read_requirements(file) == file.read_text()
+    assert read_requirements(file) == "six\ngit+https://example.org/x.git\nx @ https://example.org/x.whl\n--pre"
+    file.write_text("one\\ \ntwo\n")
+    with pytest.raises(OrpheusError, match=r"line 1: 'one.*' ends with a backslash"):
+        read_requirements(file)
+
+
+@pytest.mark.parametrize("text", [
+    "one==1 \\\n  --hash=sha256:0\n# two\nthree  # four\n", "one \\\n\n--pre\n", "one \\\n# two \\\nthree\n",
+    "# one \\\ntwo\n", "one \\\n", "one \\\ntwo # three \\\nfour\n\nfive\n", "\\\n\\\none#two\n",
+    "# coding: utf-7\n\none\n",
+])
+def test_requirements_mean_what_they_mean_to_pip(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "requirements.txt"
+    file.write_text(text)
+    stated = read_requirements(file)
+    assert stated is not None and list(preprocess(stated)) == list(preprocess(text))
+
+
+def test_environments_of_one_name_are_built_from_one_text(tmp_path: Path) -> None:
+    # the second is no continuation: pip would install without looking at the hash
+    def name(text: str) -> str:
+        (tmp_path / "requirements.txt").write_text(text)
+        stated = read_requirements(tmp_path / "requirements.txt")
+        return build._name(str(stated), find_interpreter(), detect("none"))
+
+    hashed = name("one==1 \\\n  --hash=sha256:0\n")
+    assert hashed != name("one==1 \\\n\n  --hash=sha256:0\n")
+    assert hashed == name("# two\none==1   --hash=sha256:0  # three\n")
 
 
 def test_environments_that_nobody_uses_are_removed(box: Box) -> None:

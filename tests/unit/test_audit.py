@@ -61,3 +61,6 @@ def test_a_digest_has_no_part_of_a_value() -> None:
     assert digest_of(deploy, given) != digest_of(deploy, {**given, "env": {"OTHER": "hunter2"}})
     assert digest_of(deploy, given) != digest_of(deploy, {**given, "upload_id": "1" * 32})
     assert digest_of(deploy, {"env": "no object"})
+    put = BY_NAME["bundle.put"]
+    assert digest_of(put, {"upload_id": "0" * 32, "data": "AAAA"}) == digest_of(put, {"upload_id": "0" * 32})
+    assert digest_of(put, {"upload_id": "0" * 32}) != digest_of(put, {"upload_id": "1" * 32})

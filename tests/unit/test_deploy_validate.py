@@ -41,6 +41,8 @@ def write(place: Path, code: str | None = GOOD, settings: str = "", requirements
     "import atexit, os\natexit.register(os._exit, 9)\n" + GOOD,
     "import other\n" + GOOD,
     "import os\nassert os.environ['MODE'] == 'prod' and os.environ['WORKSPACE_DIR']\n" + GOOD,
+    "import resource\nassert 0 < resource.getrlimit(resource.RLIMIT_FSIZE)[0] <= 1 << 30\n" + GOOD,
+    "import os\nassert os.umask(0o077) == 0o077 and int(open('/proc/self/oom_score_adj').read()) >= 500\n" + GOOD,
 ])
 def test_what_is_sound_is_valid(place: Path, code: str) -> None:
     write(place, code, "env: [MODE=prod]\n")

@@ -1,5 +1,6 @@
 """The state directory: numbers never come back, refusals leave no trace, what is broken stops nothing else."""
 
+import asyncio
 import json
 import signal
 import stat
@@ -202,12 +203,14 @@ def test_a_missing_version_is_not_found(store: VersionStore, tmp_path: Path) -> 
 
 def test_a_start_empties_tmp(store: VersionStore, tmp_path: Path) -> None:
     upload = store.uploads.begin()
-    store.uploads.append(upload, b"x")
+    asyncio.run(store.uploads.append(upload, "eA=="))
     (store.state_dir / "tmp/stage-1/code").mkdir(parents=True)
+    (store.state_dir / "pip-cache/wheels").mkdir(parents=True)
     number = deployed(store, tmp_path)
     again = VersionStore(store.state_dir)
     again.prepare()
     assert list((store.state_dir / "tmp").iterdir()) == []
+    assert not (store.state_dir / "pip-cache").exists(), "builds of earlier versions could write there"
     assert again.current("a") == number
 
 
