@@ -135,7 +135,11 @@ def _env_name(name: str) -> str:
 
 
 def _env_value(value: str) -> str:
-    if "\0" in value or len(value.encode("utf-8", "surrogatepass")) > ENV_VALUE_LIMIT_BYTES:
+    try:
+        size_bytes = len(value.encode())
+    except UnicodeEncodeError:  # half of a character: the error would tell the whole value
+        raise ValueError("must be text that can be written in UTF-8") from None
+    if "\0" in value or size_bytes > ENV_VALUE_LIMIT_BYTES:
         raise ValueError(f"must hold no NUL and at most {ENV_VALUE_LIMIT_BYTES} bytes")
     return value
 
@@ -265,8 +269,9 @@ class Manifest(_Settings):
         unknown = [name for name in given if name not in needed]
         if unknown:
             known = ", ".join(needed) or "none"
+            named = sorted({name if NAME_TO_SHOW.fullmatch(name) else "what is no name" for name in unknown})
             raise OrpheusError(
-                "invalid-request", f"{self.name} does not take a value for {', '.join(sorted(unknown))[:200]}; the "
+                "invalid-request", f"{self.name} does not take a value for {', '.join(named)[:200]}; the "
                 f"variables that agent.yaml leaves to the deployer are: {known}")
         for name in needed:
             try:

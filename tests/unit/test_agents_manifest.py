@@ -208,6 +208,7 @@ MISTAKES = [
     ("env: {LD_PRELOAD: planted}", 3, "`env.LD_PRELOAD` is the runtime's own"),
     ("env: {WORKSPACE_DIR: planted}", 3, "`env.WORKSPACE_DIR` is the runtime's own"),
     ('env: {A: "planted\\0"}', 3, "`env.A` must hold no NUL"),
+    ('env: {A: "planted\\ud800"}', 3, "`env.A` must be text that can be written in UTF-8"),
     # values that begin as something else of YAML begins
     ("env:\n  A: !planted", 4, "`env.A` has a tag (it begins with !)"),
     ("env: !planted", 3, "`env` has a tag"),
