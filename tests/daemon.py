@@ -146,6 +146,7 @@ class Daemon:
         except AssertionError as error:
             self.kill()
             raise AssertionError(f"{error}; its log:\n{self.log[-4000:]}") from None
+        planted.LOOKOUT.daemons += 1
         self._token = planted.token(self.state_dir)
         planted.LOOKOUT.tokens |= self._token
         return self
@@ -278,7 +279,6 @@ class Daemon:
     def _look_around(self) -> None:
         """For what was planted, in what it has left."""
         with planted.LOOKOUT.timed():
-            planted.LOOKOUT.ends += 1
             planted.look_at_files(self.state_dir, self.runtime_dir, self._log)
 
     def _answers(self) -> bool:

@@ -51,7 +51,7 @@ class Lookout:
     def __init__(self) -> None:
         self.found: list[str] = []
         self.tokens: set[bytes] = set()
-        self.planted = self.ends = self.asked = self.unanswered = self.places = 0
+        self.planted = self.daemons = self.asked = self.unanswered = self.places = 0
         self.cost_s = 0.0
 
     def look(self, content: bytes | str, place: str) -> bool:
@@ -81,7 +81,7 @@ class Lookout:
 
     def __str__(self) -> str:
         return (f"{self.planted} secrets planted, and looked for in {self.places} places: in what callers were told "
-                f"and at {self.ends} ends of daemons, of which {self.asked} were asked for all there is to read "
+                f"and at the ends of {self.daemons} daemons; {self.asked} were asked for all there is to read "
                 f"({self.unanswered} did not answer); that took {self.cost_s:.1f} s")
 
 

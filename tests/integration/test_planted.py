@@ -79,7 +79,7 @@ LEAKS: dict[str, tuple[Callable[[Daemon], object], str]] = {
 @pytest.mark.parametrize(("leak", "place"), LEAKS.values(), ids=LEAKS.keys())
 def test_a_secret_that_got_out_is_found(
         new_daemon: NewDaemon, tmp_path: Path, leak: Callable[[Daemon], object], place: str) -> None:
-    daemon = new_daemon()
+    daemon = new_daemon(http=place.startswith("/v1/"))
     daemon.deploy(write_agent(tmp_path / "talker", TALKER))
     assert LOOKOUT.taken() == []
     leak(daemon)

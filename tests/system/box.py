@@ -101,7 +101,7 @@ class Box:
     def look_around(self, units: Sequence[str], user: str) -> None:
         """For what was planted, in all that this box tells of a service; what it prints, `run` looks at."""
         with planted.LOOKOUT.timed():
-            planted.LOOKOUT.ends += 1
+            planted.LOOKOUT.daemons += 1
             self.run("journalctl", "--no-pager", "-o", "verbose")
             for words in ("show", "status"):
                 self.run("systemctl", words, "--no-pager", *units, check=False)
