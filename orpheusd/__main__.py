@@ -49,7 +49,7 @@ def _run(config: Config, configure: Callable[[], Config], left: int | None, reap
         code = asyncio.Runner(loop_factory=new_event_loop).run(work)
     except OrpheusError:
         raise
-    except Exception:
+    except Exception:  # whatever it was, the log has it and the exit code says so
         logging.getLogger("orpheusd").critical("ending because of a fault", exc_info=True)
         code = EXIT_FAULT
     # What can be closed is closed. What a thread still does it does for a caller who is gone; to end in order would be

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from orpheusd.deploy.problems import explain, refusal
-from orpheusd.deploy.yamldoc import Document, Place, Problem, Unreadable, read_document, shown
+from orpheusd.deploy.problems import explain, private_keys, refusal
+from orpheusd.deploy.yamldoc import NAME_TO_SHOW, Document, Place, Problem, Unreadable, read_document, shown
 from orpheusd.errors import OrpheusError
 from orpheusd.operations import AGENT_NAME, SESSION_HEADER
 
@@ -31,9 +31,6 @@ ENV_LIMIT = 256
 
 #: Variables that the runtime sets itself, or that are read before an agent's own could be in place.
 RESERVED_ENV = re.compile(r"ORPHEUS_.*|WORKSPACE_DIR|PATH|PYTHONPATH|PYTHONHOME|LD_.*", re.ASCII)
-
-#: What may be repeated in an error: a wrong name may hold its value (`KEY:secret`), and values are never shown.
-_SAFE_TO_SHOW = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 
 _NAME_RULE = "1 to 63 of a-z, 0-9 and -, starting with a letter or digit"
 _MODULE_RULE = "a Python module such as agent, agent.py or package.agent"
@@ -54,7 +51,7 @@ def parse_manifest(text: str, source: str = "agent.yaml") -> "Manifest":
     file, each as {"line", "field", "found", "allowed", "message"}.
     """
     try:
-        document = read_document(text)
+        document = read_document(text, private_keys(Manifest))
     except Unreadable as error:
         raise refusal(source, [error.problem]) from None
     problems = document.problems
@@ -138,7 +135,11 @@ def _env_name(name: str) -> str:
 
 
 def _env_value(value: str) -> str:
-    if "\0" in value or len(value.encode("utf-8", "surrogatepass")) > ENV_VALUE_LIMIT_BYTES:
+    try:
+        size_bytes = len(value.encode())
+    except UnicodeEncodeError:  # half of a character: the error would tell the whole value
+        raise ValueError("must be text that can be written in UTF-8") from None
+    if "\0" in value or size_bytes > ENV_VALUE_LIMIT_BYTES:
         raise ValueError(f"must hold no NUL and at most {ENV_VALUE_LIMIT_BYTES} bytes")
     return value
 
@@ -286,8 +287,9 @@ class Manifest(_Settings):
         unknown = [name for name in given if name not in needed]
         if unknown:
             known = ", ".join(needed) or "none"
+            named = sorted({name if NAME_TO_SHOW.fullmatch(name) else "what is no name" for name in unknown})
             raise OrpheusError(
-                "invalid-request", f"{self.name} does not take a value for {', '.join(sorted(unknown))[:200]}; the "
+                "invalid-request", f"{self.name} does not take a value for {', '.join(named)[:200]}; the "
                 f"variables that agent.yaml leaves to the deployer are: {known}")
         for name in needed:
             try:
@@ -322,8 +324,8 @@ def _plain_env(value: Any, document: Document) -> Any:
     plain: dict[str, str | None] = {}
     for place, name, given in pairs:
         line = document.line(place)
-        if not isinstance(given, str | None) or not _SAFE_TO_SHOW.fullmatch(name):
-            what = f"`env.{name}` must be a text" if _SAFE_TO_SHOW.fullmatch(name) else (
+        if not isinstance(given, str | None) or not NAME_TO_SHOW.fullmatch(name):
+            what = f"`env.{name}` must be a text" if NAME_TO_SHOW.fullmatch(name) else (
                 f"item {place[1] + 1} of `env` must be NAME or NAME=value" if isinstance(place[1], int) else
                 "a name under `env` must be of letters, digits and _")
             document.problems.append(Problem(line, "env", "another thing", "NAME, NAME=value or NAME: value", what))

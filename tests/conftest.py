@@ -1,4 +1,4 @@
-"""What holds for every test: a deadline, nothing left behind, and a real daemon for those that ask.
+"""What holds for every test: a deadline, nothing left behind, no secret told, and a real daemon for those that ask.
 
 Warnings are errors (setup.cfg).
 """
@@ -16,7 +16,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from tests import leaks
+from tests import leaks, planted
 from tests.daemon import Daemon
 
 #: Longer than any test takes on a slow machine; a test that needs more says so with `deadline`.
@@ -40,11 +40,16 @@ class Late(BaseException):
 def pytest_configure(config: pytest.Config) -> None:
     leaks.adopt_orphans()
     config.stash[REAL_STDERR] = os.dup(sys.stderr.fileno())
+    planted.look_at_http()
 
 
 def pytest_report_header() -> str:
     bwrap = shutil.which("bwrap") or "missing"
     return f"kernel {platform.release()}, {os.cpu_count()} cores, uid {os.getuid()}, bwrap {bwrap}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.write_line(str(planted.LOOKOUT))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -72,8 +77,18 @@ def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, earlier)
+    if told := planted.LOOKOUT.taken():
+        pytest.fail("a secret was found in\n  " + "\n  ".join(told), pytrace=False)
     if left := leaks.left_since(before):
         pytest.fail("the test left behind:\n  " + "\n  ".join(left), pytrace=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_secret_told() -> Iterator[None]:
+    """What daemons are looked at for that end with their module or after the last test."""
+    yield
+    if told := planted.LOOKOUT.taken():
+        pytest.fail("a secret was found in\n  " + "\n  ".join(told), pytrace=False)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 """A real `orpheusd` for tests: directories of its own, ready when `start` returns, gone when `stop` returns.
 
 It talks to the daemon as any caller would, over the control socket, HTTP and `orpheusctl`, and knows nothing of
-what is inside.
+what is inside. Secrets are planted in what it deploys, and looked for in all it says and whenever it ends
+(tests/planted.py).
 """
 
 import base64
@@ -22,6 +23,7 @@ from typing import Any, Self
 import psutil
 
 from orpheusd.wire.control import read_error, request
+from tests import planted
 from tests.eventually import eventually
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +33,8 @@ READY_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 20.0
 #: A run of the slowest kind a test asks for (a venv build) stays below this.
 CALL_TIMEOUT_S = 120.0
+#: A daemon that is well tells in milliseconds whatever there is to read of it; of another nothing is asked.
+LOOK_TIMEOUT_S = 2.0
 #: The daemon takes pieces of at most 4 MiB.
 PIECE_BYTES = 3 * 1024 * 1024
 
@@ -68,6 +72,7 @@ class Control:
         line = self._lines.readline()
         if not line.endswith(b"\n"):
             raise EOFError("the daemon closed the control connection")
+        planted.LOOKOUT.look(line, "an answer at the control socket")
         frame: dict[str, Any] = json.loads(line)
         return frame
 
@@ -119,6 +124,7 @@ class Daemon:
         self._wrapper = wrapper
         self.env = env or {}
         self._log = self.directory / "orpheusd.log"
+        self._token: set[bytes] = set()
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -140,6 +146,9 @@ class Daemon:
         except AssertionError as error:
             self.kill()
             raise AssertionError(f"{error}; its log:\n{self.log[-4000:]}") from None
+        planted.LOOKOUT.daemons += 1
+        self._token = planted.token(self.state_dir)
+        planted.LOOKOUT.tokens |= self._token
         return self
 
     def spawn(self) -> "subprocess.Popen[bytes]":
@@ -156,6 +165,7 @@ class Daemon:
         """Its exit code after SIGTERM. Raises AssertionError when it did not leave in time; it is killed then."""
         assert self.process is not None, "the daemon is not running"
         process, family = self.process, self.family()
+        self._look_at(family)
         process.terminate()
         try:
             code = process.wait(STOP_TIMEOUT_S)
@@ -165,6 +175,7 @@ class Daemon:
                 f"no exit within {STOP_TIMEOUT_S} s of SIGTERM; its log:\n{self.log[-4000:]}") from None
         self.process = None
         self._bury(family)
+        self._look_around()
         return code
 
     def kill(self) -> None:
@@ -172,10 +183,12 @@ class Daemon:
         if self.process is None:
             return
         family = self.family()
+        self._look_at(family)
         self.process.kill()
         self.process.wait(STOP_TIMEOUT_S)
         self.process = None
         self._bury(family, patience_s=0.0)
+        self._look_around()
 
     def crash(self) -> None:
         """SIGKILL to the daemon alone: what it started is left to the next one, which `start` starts."""
@@ -188,6 +201,7 @@ class Daemon:
         assert self.process is not None, "the daemon is not running"
         code = self.process.wait(STOP_TIMEOUT_S)
         self.process = None
+        self._look_around()
         return code
 
     def sweep(self) -> None:
@@ -201,9 +215,12 @@ class Daemon:
     def close(self) -> None:
         try:
             if self.process is not None:
+                self._ask_around()
                 self.stop()
             self.sweep()
         finally:
+            self._look_around()
+            planted.LOOKOUT.tokens -= self._token
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def family(self) -> list[psutil.Process]:
@@ -224,18 +241,20 @@ class Daemon:
     def ctl(self, *args: str, input: str | None = None, cwd: Path = ROOT,
             env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """What `orpheusctl ARGS` printed and its exit code, sent to this daemon."""
-        return subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "orpheusctl", *args], cwd=cwd, env={**self.ctl_env, **(env or {})},
             input=input or "", capture_output=True, text=True, timeout=CALL_TIMEOUT_S, check=False)
+        planted.LOOKOUT.look(done.stdout + done.stderr, f"what orpheusctl {' '.join(args)} printed")
+        return done
 
     @property
     def ctl_env(self) -> dict[str, str]:
         """An environment in which `orpheusctl` and `orpheus` find this daemon."""
-        return {**environment(), "ORPHEUS_SOCKET": str(self.control_socket)}
+        return {**environment(), "ORPHEUS_SOCKET": str(self.control_socket), planted.GIVEN: planted.secret("by-ctl")}
 
     def deploy(self, folder: Path, env: dict[str, str] | None = None) -> dict[str, Any]:
         """The answer of `deploy` for the agent in `folder`, which must be up and serving by then."""
-        return self.deploy_bundle(bundle(folder), env)
+        return self.deploy_bundle(bundle(folder), {**given(folder), **(env or {})})
 
     def deploy_bundle(self, data: bytes, env: dict[str, str] | None = None) -> dict[str, Any]:
         """The same for any bytes."""
@@ -246,6 +265,21 @@ class Daemon:
                 upload = {"upload_id": control.call("bundle.put", data=piece, **upload)["upload_id"]}
             deployed: dict[str, Any] = control.call("deploy", env=env or {}, **upload)
             return deployed
+
+    def _look_at(self, family: list[psutil.Process]) -> None:
+        """For what was planted, in what the kernel tells everybody of these processes."""
+        with planted.LOOKOUT.timed():
+            planted.look_at_processes(self.pid, family)
+
+    def _ask_around(self) -> None:
+        """For what was planted, in what can be read of a daemon. Before its last end: no test's own end is late."""
+        with planted.LOOKOUT.timed():
+            planted.ask_around(lambda: self.connect(LOOK_TIMEOUT_S))
+
+    def _look_around(self) -> None:
+        """For what was planted, in what it has left."""
+        with planted.LOOKOUT.timed():
+            planted.look_at_files(self.state_dir, self.runtime_dir, self._log)
 
     def _answers(self) -> bool:
         assert self.process is not None
@@ -289,19 +323,36 @@ def write_agent(folder: Path, code: str, **settings: Any) -> Path:
     """`folder` with an agent in it: `code` as agent.py, `settings` as agent.yaml; its name is the folder's."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "agent.py").write_text(code)
-    described = {"name": folder.name, "runtime": "python3", "module": "agent", "entrypoint": "handler", **settings}
+    described = {"name": folder.name, "runtime": "python3", "module": "agent", "entrypoint": "handler", **settings,
+                 "env": planted.sown(folder.name, settings.get("env"))}
     (folder / "agent.yaml").write_text(json.dumps(described))  # JSON is YAML
     return folder
 
 
 def bundle(folder: Path) -> bytes:
-    """The tar.gz that `deploy` takes."""
+    """The tar.gz that `deploy` takes, with `given(folder)` as the least of its environment."""
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w:gz") as archive:
         for path in sorted(folder.rglob("*")):
-            if "__pycache__" not in path.parts:
+            if path == folder / "agent.yaml":
+                text = _manifest(folder).encode()
+                about = archive.gettarinfo(path, path.name)
+                about.size = len(text)
+                archive.addfile(about, io.BytesIO(text))
+            elif "__pycache__" not in path.parts:
                 archive.add(path, str(path.relative_to(folder)), recursive=False)
     return data.getvalue()
+
+
+def given(folder: Path) -> dict[str, str]:
+    """What was planted in the bundle of `folder` and needs a value from its deployer."""
+    return planted.given(folder.name, _manifest(folder))
+
+
+def _manifest(folder: Path) -> str:
+    """The agent.yaml that is deployed, "" when there is none."""
+    path = folder / "agent.yaml"
+    return planted.sown_text(folder.name, path.read_text()) if path.exists() else ""
 
 
 def free_port() -> int:

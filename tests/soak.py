@@ -40,6 +40,7 @@ from tests.fault.invariants import (
     every_run_happens_once,
     one_home_each,
 )
+from tests.planted import LOOKOUT
 
 AGENT = "soaked"
 SESSIONS = 50
@@ -258,10 +259,12 @@ def main() -> int:
     print(f"{report.runs} runs {report.kinds}: {report.states}, contexts {report.contexts}")
     print(f"{report.daemon_kills} kills of the daemon, {report.worker_kills} of workers; ready again in "
           f"{sorted(report.ready_s)[len(report.ready_s) // 2]:.2f} s, p99 {report.ready_p99_s:.2f} s")
-    for line in [*report.violations[:40], *report.left]:
+    told = LOOKOUT.taken()
+    for line in [*report.violations[:40], *report.left, *told]:
         print(f"VIOLATION {line}")
     print(f"{len(report.violations)} violations of I1 to I4, {len(report.left)} processes left")
-    return 1 if report.violations or report.left or report.ready_p99_s > 1.0 else 0
+    print(LOOKOUT)
+    return 1 if report.violations or report.left or told or report.ready_p99_s > 1.0 else 0
 
 
 if __name__ == "__main__":

@@ -43,6 +43,12 @@ def rows(model: type[BaseModel]) -> tuple[Row, ...]:
     return tuple(found)
 
 
+@cache
+def private_keys(model: type[BaseModel]) -> frozenset[str]:
+    """The settings whose values are kept out of errors."""
+    return frozenset(name for name, field in model.model_fields.items() if _extra(field, "private"))
+
+
 def allowed(field: FieldInfo) -> str:
     """What a setting may be, in words: the model's own, or made from its type and bounds."""
     if _extra(field, "allowed"):

@@ -134,10 +134,14 @@ class VersionStore:
         _write(self._version_dir(name, number) / "env.json", json.dumps(dict(env)))
 
     def read_env(self, name: str, number: int) -> dict[str, str]:
+        """What `write_env` was given, nothing before that. Raises ValueError if it is damaged, without a value."""
         try:
-            return dict(json.loads((self._version_dir(name, number) / "env.json").read_text("utf-8")))
+            env = json.loads((self._version_dir(name, number) / "env.json").read_text("utf-8"))
         except FileNotFoundError:
             return {}
+        if not isinstance(env, dict) or not all(isinstance(value, str) for value in env.values()):
+            raise ValueError("its environment is no object of strings")
+        return env
 
     def set_venv(self, name: str, number: int, venv: str) -> StoredVersion:
         """Notes which virtual environment the version uses."""
@@ -190,6 +194,7 @@ class VersionStore:
             manifest = Manifest.model_validate(record["manifest"])
             if not (directory / "code").is_dir():
                 raise FileNotFoundError("its code is missing")
+            self.read_env(name, number)
             venv = _read(directory / "venv")
             return StoredVersion(name, number, manifest, float(record["deployed_at"]), directory, venv)
         except (OSError, ValueError, TypeError, KeyError, ValidationError) as error:

@@ -19,6 +19,9 @@ LIMIT_BYTES = 64 * 1024
 #: The deepest documented setting is at 3; the composer recurses, so there must be an end.
 LIMIT_DEPTH = 16
 
+#: What may be repeated of a private key: a wrong name may hold its value (`KEY:secret`).
+NAME_TO_SHOW = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
+
 #: Longer texts are cut in messages.
 SHOWN_CHARACTERS = 60
 
@@ -46,13 +49,21 @@ class Document:
     """A mapping as plain data.
 
     Invariant: every place in `data` is a key of `lines`, every scalar's place a key of `written`, which holds
-    the characters as they stand in the file (without quotes).
+    the characters as they stand in the file (without quotes). No problem shows what stands below a `private` key.
     """
 
     data: dict[str, Any] = field(default_factory=dict)
     lines: dict[Place, int] = field(default_factory=dict)
     written: dict[Place, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    private: frozenset[str] = frozenset()
+
+    def named(self, place: Place) -> str:
+        """`dotted`, but below a private key it is one name, and only what cannot be more than that."""
+        if place and place[0] in self.private:
+            kept = 2 if len(place) > 1 and (isinstance(place[1], int) or NAME_TO_SHOW.fullmatch(place[1])) else 1
+            return dotted(place[:kept])
+        return dotted(place)
 
     def line(self, place: Place) -> int:
         """The line of `place`, or of the nearest thing around it that exists."""
@@ -61,8 +72,11 @@ class Document:
         return self.lines.get(place, 1)
 
 
-def read_document(text: str) -> Document:
-    """The mapping in `text`; keys given twice are among its `problems`. Raises Unreadable."""
+def read_document(text: str, private: frozenset[str] = frozenset()) -> Document:
+    """The mapping in `text`; keys given twice are among its `problems`. Raises Unreadable.
+
+    Neither shows a value that nobody has marked as text: `!word`, `*word` and `&word` may be somebody's password.
+    """
     size_bytes = len(text.encode("utf-8", "surrogatepass"))
     if size_bytes > LIMIT_BYTES:
         raise _unreadable(1, f"{size_bytes} bytes", f"at most {LIMIT_BYTES} bytes", "is too long")
@@ -84,7 +98,7 @@ def read_document(text: str) -> Document:
         raise _unreadable(
             _line(node), kind(_scalar(node) if isinstance(node, yaml.ScalarNode) else []),
             "a mapping of keys to values", "does not hold `key: value` lines")
-    document = Document()
+    document = Document(private=private)
     document.lines[()] = _line(node)
     document.data.update(_mapping(node, (), document))
     return document
@@ -118,7 +132,8 @@ class _Composer(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
-            raise _refused(event, f"aliases (*{event.anchor}) are not allowed; write the value out")
+            raise _refused(event, "aliases (values that begin with *) are not allowed; write the value out, in quotes "
+                                  "if it begins so")
         self.depth += 1
         if self.depth > LIMIT_DEPTH:
             raise _refused(event, f"nested more than {LIMIT_DEPTH} deep")
@@ -127,6 +142,9 @@ class _Composer(yaml.SafeLoader):
         finally:
             self.depth -= 1
 
+
+#: Where PyYAML repeats a word of the file: after the two things that have names.
+_QUOTED_WORD = re.compile(r"(tag handle|anchor) (?:'[^']*'|\"[^\"]*\")")
 
 def _refused(event: yaml.Event, why: str) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=why, problem_mark=event.start_mark)  # type: ignore[arg-type]
@@ -146,9 +164,10 @@ def _value(node: yaml.Node, place: Place, document: Document) -> Any:
     if isinstance(node, yaml.ScalarNode) and node.tag.removeprefix(_STANDARD) in _SCALARS:
         document.written[place] = node.value
         return _scalar(node)
+    name = document.named(place)
     document.problems.append(Problem(
-        _line(node), dotted(place), shown(str(node.tag)), "a plain value",
-        f"`{dotted(place)}` has the tag {shown(str(node.tag))}; write a plain value without a tag"))
+        _line(node), name, "a tag", "a plain value",
+        f"`{name}` has a tag (it begins with !); write a plain value without a tag, in quotes if it begins so"))
     return None
 
 
@@ -157,15 +176,15 @@ def _mapping(node: yaml.MappingNode, place: Place, document: Document) -> dict[s
     for key_node, value_node in node.value:
         if not isinstance(key_node, yaml.ScalarNode):
             document.problems.append(Problem(
-                _line(key_node), dotted(place), "a list or mapping as a key", "a word",
+                _line(key_node), document.named(place), "a list or mapping as a key", "a word",
                 "a key must be a word, not a list or a mapping"))
             continue
         key = str(key_node.value)
         inner = (*place, key)
         if key in found:
             document.problems.append(Problem(
-                _line(key_node), dotted(inner), "given twice", "each key once",
-                f"`{dotted(inner)}` is given twice, first on line {document.lines[inner]}; keep one"))
+                _line(key_node), document.named(inner), "given twice", "each key once",
+                f"`{document.named(inner)}` is given twice, first on line {document.lines[inner]}; keep one"))
             continue
         document.lines[inner] = _line(key_node)
         found[key] = _value(value_node, inner, document)
@@ -204,7 +223,7 @@ def _line(node: yaml.Node) -> int:
 
 def _syntax(error: yaml.MarkedYAMLError) -> Unreadable:
     mark = error.problem_mark or error.context_mark
-    said = " ".join(part for part in (error.context, error.problem) if part)
+    said = _QUOTED_WORD.sub(r"\1", " ".join(part for part in (error.context, error.problem) if part))
     if "'\\t'" in said:
         said += " (indent with spaces, not tabs)"
     elif "expected a single document" in said:

@@ -276,7 +276,7 @@ class Connection(asyncio.Protocol):
             self._begin(call, request)
         except OrpheusError as error:
             call.refuse(error)
-        except Exception as error:
+        except Exception as error:  # nobody foresaw it: the daemon lives on for the other callers
             call.refuse(fault(operation, error))
 
     def _abandon(self, calls: Iterable[Call]) -> None:

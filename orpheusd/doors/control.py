@@ -178,5 +178,5 @@ class ControlDoor:
         except asyncio.CancelledError:
             why = "the daemon is stopping" if self._listening is None else RELOADING
             call.refuse(OrpheusError("draining", why))
-        except Exception as error:
+        except Exception as error:  # nobody foresaw it: the daemon lives on for the other callers
             call.refuse(fault(call.operation, error))

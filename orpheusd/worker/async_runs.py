@@ -209,7 +209,7 @@ class AsyncRuns:
     async def _logged(self, coroutine: Any, limit_s: float) -> None:
         try:
             await asyncio.wait_for(coroutine, limit_s)
-        except Exception as error:
+        except Exception as error:  # the agent's own, whatever it is; the session ends all the same
             print(f"a hook raised:\n{failures.traceback_text(error)}", file=sys.stderr)
 
     def _lose(self, error: BaseException) -> None:

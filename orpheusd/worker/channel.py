@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from orpheusd.wire.worker import PROTOCOL_VERSION, Message, Role, WorkerLink
+from orpheusd.worker.descriptors import identity
 
 #: Below the size from which malloc takes fresh pages for every read.
 READ_BYTES = 64 * 1024
@@ -93,7 +94,7 @@ class Channel:
         self._address = address
         self._socket = sock
         self._fd = sock.fileno()
-        self._identity = _identity(self._fd)
+        self._identity = identity(self._fd)
         self._owner_pid = os.getpid()
         self._queue: deque[Posting] = deque()
         self._batch: list[Posting] = []
@@ -169,7 +170,7 @@ class Channel:
         """Raises ChannelClosed when the fd is not our socket any more, or this process not its owner."""
         if os.getpid() != self._owner_pid:
             raise ChannelClosed("a forked child does not speak for its worker")
-        if _identity(self._fd) != self._identity:
+        if identity(self._fd) != self._identity:
             raise ChannelClosed("the agent closed the channel")
         if self.lost:
             raise ChannelClosed("the supervisor is gone")
@@ -206,7 +207,7 @@ class Channel:
 
         Raises OSError while nobody can be reached, ChannelClosed when the fd is not ours any more.
         """
-        if self._address is None or os.getpid() != self._owner_pid or _identity(self._fd) != self._identity:
+        if self._address is None or os.getpid() != self._owner_pid or identity(self._fd) != self._identity:
             raise ChannelClosed("the agent closed the channel")
         ours = [threading.get_ident()]
         if self._baton.setdefault("holder", ours) is not ours:
@@ -214,7 +215,7 @@ class Channel:
         try:
             with _connected(self._address.path, 0.0) as sock:
                 os.dup2(sock.fileno(), self._fd, inheritable=False)
-            self._identity = _identity(self._fd)
+            self._identity = identity(self._fd)
             self.link = WorkerLink(self._address.role, json.loads, _dumps)
             self._begin_anew()
             self._queue.appendleft(Posting(*_hello(self._address)))
@@ -338,12 +339,3 @@ def _reraise_foreign(error: OSError) -> None:
     """An OSError without a number is no system call's: a signal handler of the agent's raised it (TimeoutError)."""
     if error.errno is None:
         raise error
-
-
-def _identity(fd: int) -> tuple[int, int] | None:
-    """Which socket an fd names; an agent that closes and opens fds may put another one in its place."""
-    try:
-        status = os.fstat(fd)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino

@@ -28,7 +28,7 @@ def explain(value: Any, name: str, error: Exception | None) -> str:
     """One sentence for the agent's author. `error` is what the encoder raised, None if it only nests too deep."""
     try:
         found = _first_fault(value, name)
-    except Exception as second:
+    except Exception as second:  # the agent's own objects may raise anything when they are read
         found = f"{name} cannot be read: {type(second).__name__} was raised"
     return found or f"{name} cannot be written as JSON: {type(error).__name__} was raised"
 
@@ -74,7 +74,7 @@ def _inside(path: str, item: Any, depth: int) -> _Level | str:
         return _Level(iter([(path, convert(item))]), item, depth)
     except Unfit as unfit:
         return str(unfit)
-    except Exception as error:
+    except Exception as error:  # likewise
         return f"is a {type(item).__name__} that cannot be converted: {type(error).__name__} was raised"
 
 

@@ -57,7 +57,7 @@ def safe_repr(value: object) -> str:
     """`repr(value)`, or the name of its type when that raises."""
     try:
         return safe_text(repr(value), MESSAGE_LIMIT_BYTES)
-    except Exception:
+    except Exception:  # a `__repr__` of the agent's
         return f"<{type(value).__name__}>"
 
 

@@ -30,7 +30,7 @@ def encode(value: Any, name: str = "result", limit_bytes: int | None = None) -> 
         data = _encoder.encode(value).encode()
     except MemoryError:
         raise
-    except Exception as error:
+    except Exception as error:  # the agent's own objects may raise anything when they are read
         raise RefusedResult("unserialisable-result", explain(value, name, error)) from None
     if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _depth(data) > MAX_DEPTH:
         raise RefusedResult("unserialisable-result", explain(value, name, None))

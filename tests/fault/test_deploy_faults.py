@@ -15,7 +15,7 @@ import pytest
 
 from orpheusd.deploy.bundle import LIMIT_MEMBERS
 from orpheusd.errors import OrpheusError
-from tests.daemon import Daemon, bundle, write_agent
+from tests.daemon import Daemon, bundle, given, write_agent
 from tests.fault.aftermath import EFFECTS, Aftermath, witness
 from tests.tars import END, header, member, packed, pax, snapshot
 
@@ -139,7 +139,7 @@ def test_a_deploy_killed_at_thirty_moments(new_daemon: NewDaemon, tmp_path: Path
         data = base64.b64encode(bundle(version(folder, number))).decode()
         with daemon.connect() as control:
             upload_id = control.call("bundle.put", data=data)["upload_id"]
-            control.send("deploy", upload_id=upload_id, env={})
+            control.send("deploy", upload_id=upload_id, env=given(folder))
             # a deploy takes about 60 ms
             select.select([control.socket], [], [], moment * 0.003)
             daemon.kill()

@@ -9,6 +9,7 @@ import resource
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -263,21 +264,28 @@ def go_file(daemon: Daemon) -> Path:
     return fifo
 
 
+@contextmanager
+def goes_on_unheard(house: Daemon, fifo: Path) -> Iterator[None]:
+    """The handler that waits for the fifo goes on, and the daemon stands still meanwhile."""
+    daemon = psutil.Process(house.pid)
+    with fifo.open("w") as go:
+        daemon.suspend()
+        try:
+            go.write("on")
+            go.close()
+            yield
+        finally:
+            daemon.resume()
+
+
 def test_a_reply_that_was_written_counts_although_the_worker_is_gone(house: Daemon) -> None:
     # fault 5
     fifo = go_file(house)
     with Aftermath(house) as after:
         going = after.run_in_background("victim", {"do": "replies_and_dies"})
         worker = worker_of(house, going)
-        daemon = psutil.Process(house.pid)
-        with fifo.open("w") as go:
-            daemon.suspend()
-            try:
-                go.write("on")
-                go.close()
-                eventually(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
-            finally:
-                daemon.resume()
+        with goes_on_unheard(house, fifo):
+            eventually(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
         assert going.outcome().result == "replied"
 
 
@@ -295,17 +303,10 @@ def test_half_an_answer_is_none(house: Daemon) -> None:
     with Aftermath(house) as after:
         going = after.run_in_background("victim", {"do": "replies_much", "bytes": 4 << 20})
         worker = worker_of(house, going)
-        daemon = psutil.Process(house.pid)
-        with fifo.open("w") as go:
-            daemon.suspend()
-            try:
-                go.write("on")
-                go.close()
-                # it has encoded its result and waits in the write, with more in the socket than is there now
-                eventually(lambda: _waits_for_room(worker), 10.0, "the worker to fill its socket")
-                worker.kill()
-            finally:
-                daemon.resume()
+        with goes_on_unheard(house, fifo):
+            # it has encoded its result and waits in the write, with more in the socket than is there now
+            eventually(lambda: _waits_for_room(worker), 10.0, "the worker to fill its socket")
+            worker.kill()
         assert going.outcome().code == "worker-crashed"
         assert after.run("victim", {"do": "replies_much", "bytes": 10}, timeout_s=0.2).code == "timed-out"
 

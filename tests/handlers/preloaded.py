@@ -10,7 +10,7 @@ imported_in = os.getpid()
 opened = Path("/dev/zero").open("rb")  # noqa: SIM115 - must stay open over the fork
 big = list(range(200_000))
 logging.basicConfig(level=logging.INFO)
-threading.Thread(target=threading.Event().wait, args=(0.01,)).start()
+threading.Thread(target=threading.Event().wait, daemon=True).start()
 print("preloading")
 
 

@@ -49,7 +49,7 @@ class Giver:
         fds = (self.http.fileno(), self.control.fileno())
         argv = [sys.executable, "-m", "orpheusd", "--state-dir", str(self.directory / "state"),
                 "--runtime-dir", str(self.directory / "run")]
-        with (self.directory / "log").open("ab") as log:
+        with (self.directory / "orpheusd.log").open("ab") as log:
             self.process = subprocess.Popen(
                 ["bash", "-c", LAUNCH, "sh", *map(str, fds), *argv], cwd=ROOT, pass_fds=fds, stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log, env={**environment(), "NOTIFY_SOCKET": str(self.directory / "notify"), **env})

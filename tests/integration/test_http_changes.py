@@ -15,7 +15,7 @@ import pytest
 
 from orpheusd.doors.http.head import GZIP
 from orpheusd.operations import OPERATIONS, Access, Operation
-from tests.daemon import ROOT, Daemon, bundle, environment, write_agent
+from tests.daemon import ROOT, Daemon, bundle, environment, given, write_agent
 from tests.eventually import eventually
 
 ECHO = "import os\ndef handler(input_data):\n    return os.environ.get('KEY', '')\n"
@@ -54,8 +54,8 @@ def http(house: Daemon, token: str) -> Iterator[httpx.Client]:
         yield client
 
 
-def deploy(http: httpx.Client, data: bytes, **headers: str) -> httpx.Response:
-    return http.post("/v1/deploy", content=data, headers={"Content-Type": GZIP.decode(), **headers})
+def deploy(http: httpx.Client, data: Any, env: str = "{}") -> httpx.Response:
+    return http.post("/v1/deploy", content=data, headers={"Content-Type": GZIP.decode(), "X-Orpheus-Env": env})
 
 
 def path_of(operation: Operation) -> str:
@@ -65,12 +65,12 @@ def path_of(operation: Operation) -> str:
 
 def test_an_agent_is_deployed_changed_and_undeployed(house: Daemon, http: httpx.Client, tmp_path: Path) -> None:
     folder = write_agent(tmp_path / "remote", ECHO, env=["KEY"])
-    answer = deploy(http, bundle(folder), **{"X-Orpheus-Env": json.dumps({"KEY": SECRET})})
+    answer = deploy(http, bundle(folder), json.dumps({**given(folder), "KEY": SECRET}))
     assert (answer.status_code, answer.json()["name"], answer.json()["version"]) == (200, "remote", 1), answer.text
     assert house.call("run", agent="remote", input={}, session_id="s")["result"] == SECRET
     assert http.delete("/v1/agents/remote/sessions/s").json() == {"id": "s", "ended": True}
     assert http.post("/v1/agents/remote/restart").json() == {"name": "remote", "version": 1}
-    assert deploy(http, bundle(folder), **{"X-Orpheus-Env": '{"KEY": "other"}'}).json()["version"] == 2
+    assert deploy(http, bundle(folder), json.dumps({**given(folder), "KEY": "other"})).json()["version"] == 2
     assert http.post("/v1/agents/remote/rollback?version=1").json()["version"] == 1
     assert http.delete("/v1/agents/remote/workspace").json()["left"] == 0
     assert http.delete("/v1/agents/remote?purge=true").json() == {"name": "remote", "purged": True}
@@ -87,7 +87,7 @@ def test_a_body_that_comes_in_pieces_is_passed_on(house: Daemon, http: httpx.Cli
         for start in range(0, len(data), 70_001):
             yield data[start:start + 70_001]
 
-    answer = http.post("/v1/deploy", content=pieces(), headers={"Content-Type": GZIP.decode()})
+    answer = deploy(http, pieces(), json.dumps(given(folder)))
     assert answer.status_code == 200, answer.text
     assert house.call("run", agent="large", input={})["result"] == 1
 
@@ -128,7 +128,7 @@ def test_what_is_asked_wrongly_is_refused_as_at_the_other_door(http: httpx.Clien
     assert http.delete("/v1/agents/absent?purge=perhaps").status_code == 400
     assert deploy(http, b"").status_code == 400
     assert deploy(http, b"no archive").json()["code"] == "invalid-request"
-    assert deploy(http, b"x", **{"X-Orpheus-Env": "no json"}).status_code == 400
+    assert deploy(http, b"x", "no json").status_code == 400
     assert http.post("/v1/deploy", json={}).status_code == 415
     assert http.post("/v1/agents/a/run", content=b"x", headers={"Content-Type": GZIP.decode()}).status_code == 415
 

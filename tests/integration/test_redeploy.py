@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from orpheusd.errors import OrpheusError
-from tests.daemon import Control, Daemon, bundle, write_agent
+from tests.daemon import Control, Daemon, bundle, given, write_agent
 from tests.eventually import eventually
 from tests.integration.traffic import Told, Traffic
 
@@ -243,7 +243,7 @@ def test_a_deploy_that_waits_goes_on_when_its_caller_leaves(daemon: Daemon, tmp_
 def start_deploy(control: Control, folder: Path) -> None:
     """Ask for a deploy, and return as soon as the daemon has begun to serve the request."""
     upload = control.call("bundle.put", data=base64.b64encode(bundle(folder)).decode())["upload_id"]
-    control.send("deploy", upload_id=upload)
+    control.send("deploy", upload_id=upload, env=given(folder))
     id = control.send("health")
     while control.receive().get("id") != id:
         pass

@@ -41,6 +41,8 @@ import threading
 def handler(input_data):
     effect()
     threading.Event().wait(input_data.get("seconds", 0))
+    while "until" in input_data and not os.path.exists(workspace.path(input_data["until"])):
+        threading.Event().wait(0.005)
     return {"secret": secret(input_data)}
 """
 
@@ -294,13 +296,16 @@ def test_a_sigterm_during_a_reload_stops_the_daemon(new_daemon: NewDaemon, tmp_p
     daemon = new_daemon()
     daemon.deploy(witness(tmp_path / "slow", SLOW))
     with daemon.connect() as control, daemon.connect() as asking:
-        control.send("run", agent="slow", input={"seconds": 1})
+        control.send("run", agent="slow", input={"until": "go"})
         eventually(lambda: daemon.call("agent.stats", agent="slow")["queue"]["processing"] == 1)
         asking.send("reload")
         eventually(lambda: "reloading" in daemon.log, 10)
         family = daemon.family()
-        assert daemon.stop() == 0
+        psutil.Process(daemon.pid).terminate()
+        eventually(lambda: "stopping" in daemon.log, 10)
+        (daemon.state_dir / "workspaces/slow/go").touch()
         assert "result" in control.receive(), "the run had its time"
+        assert daemon.died() == 0
     assert not [one for one in family if one.is_running()]
     assert "reloaded" not in daemon.log
 

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from orpheusd.errors import CODES
+from orpheusd.errors import CODES, OrpheusError
 from tests.daemon import ROOT, Control, Daemon, write_agent
 from tests.eventually import eventually
 
@@ -88,10 +88,10 @@ def ask(daemon: Daemon, door: str, agent: str, session: str, input: Any, **how: 
 def running(daemon: Daemon, agent: str, session: str) -> bool:
     try:
         return bool(daemon.call("session.show", agent=agent, session_id=session)["running"])
-    except Exception as error:
-        if getattr(error, "code", "") == "not-found":
-            return False
-        raise
+    except OrpheusError as error:
+        if error.code != "not-found":
+            raise
+        return False
 
 
 @contextmanager

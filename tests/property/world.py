@@ -80,7 +80,7 @@ class World:
         """Whatever goes wrong inside is told with its story, once."""
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # a law or the core itself, it goes on to hypothesis
             if not self.broken:
                 error.add_note("The story, for tests/replay:\n" + story_of(self.story))
             self.broken = True

@@ -16,7 +16,8 @@ from typing import Self
 
 import psutil
 
-from tests.daemon import ROOT, Control
+from tests import planted
+from tests.daemon import LOOK_TIMEOUT_S, ROOT, Control
 from tests.eventually import eventually
 
 SYSTEMD = Path("/usr/lib/systemd/systemd")
@@ -73,6 +74,7 @@ class Box:
         done = subprocess.run(
             ["nsenter", "-t", str(self._init), *spaces, "--", *drop, *argv], input=input, text=True, check=False,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=COMMAND_TIMEOUT_S, cwd="/")
+        planted.LOOKOUT.look(done.stdout, f"what {' '.join(argv)} printed in the box")
         assert not check or done.returncode == 0, f"{' '.join(argv)} exited with {done.returncode}:\n{done.stdout}"
         return done.stdout
 
@@ -95,6 +97,19 @@ class Box:
 
     def control(self) -> Control:
         return Control(self.path("/run/orpheus/ctl.sock"))
+
+    def look_around(self, units: Sequence[str], user: str) -> None:
+        """For what was planted, in all that this box tells of a service; what it prints, `run` looks at."""
+        with planted.LOOKOUT.timed():
+            planted.LOOKOUT.daemons += 1
+            self.run("journalctl", "--no-pager", "-o", "verbose")
+            for words in ("show", "status"):
+                self.run("systemctl", words, "--no-pager", *units, check=False)
+            planted.look_at_processes(self._init, self.processes(user))
+            planted.look_at_files(
+                self.path("/var/lib/orpheus"), self.path("/run/orpheus"), self._directory / "log")
+            # what is stopped has no socket; where only the service is, this starts it, as the next test would
+            planted.ask_around(lambda: Control(self.path("/run/orpheus/ctl.sock"), LOOK_TIMEOUT_S))
 
     def processes(self, user: str) -> list[psutil.Process]:
         """The living processes in the box that belong to this user of the box."""

@@ -6,6 +6,7 @@ import threading
 import time
 from typing import Any, NamedTuple, Self
 
+from tests import planted
 from tests.eventually import eventually
 from tests.system.box import Box
 
@@ -42,7 +43,9 @@ def ask(box: Box, session: str, **input: Any) -> Answer:
         caller.request("POST", f"/v1/agents/{AGENT}/run", json.dumps({"input": input}),
                        {"Content-Type": "application/json", "X-Session-ID": session, "Connection": "close"})
         response = caller.getresponse()
-        return Answer(session, asked_at, time.monotonic(), response.status, json.loads(response.read()))
+        said = response.read()
+        planted.LOOKOUT.look(said, "what the HTTP door of the box answered")
+        return Answer(session, asked_at, time.monotonic(), response.status, json.loads(said))
     except (OSError, http.client.HTTPException) as error:
         return Answer(session, asked_at, time.monotonic(), 0, {"error": repr(error)})
     finally:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.daemon import ROOT, command, write_agent
 from tests.eventually import eventually
+from tests.planted import GIVEN, LOOKOUT, MARK, secret
 from tests.system.box import SYSTEMD, Box
 from tests.system.callers import AGENT, Callers, ask
 
@@ -51,19 +52,26 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
         inside.mkdir()
         for file in folder.iterdir():
             (inside / file.name).write_bytes(file.read_bytes())
-        one.run("orpheusctl", "deploy", f"/tmp/{AGENT}")
+        # its deployer's secret comes by the environment, and is in no command line of ours either
+        one.run("sh", "-c", f"read -r {GIVEN}; export {GIVEN}; exec orpheusctl deploy /tmp/{AGENT}",
+                input=secret(AGENT) + "\n")
         yield one
     finally:
         one.close()
 
 
 @pytest.fixture(autouse=True)
-def _started(box: Box) -> None:
-    """Every test begins with the service as it is installed, well, and not near its limit of starts."""
+def _started(box: Box) -> Iterator[None]:
+    """Every test begins with the service as it is installed, well, and not near its limit of starts.
+
+    After it no secret is to be found.
+    """
     box.systemctl("reset-failed")
     box.systemctl("start", SOCKET, SERVICE)
     answer = ask(box, "begin")
     assert answer.status == 200, f"{answer}; journal:\n{box.journal()}"
+    yield
+    box.look_around([SERVICE, SOCKET], USER)
 
 
 @pytest.fixture
@@ -120,6 +128,17 @@ def test_nothing_of_it_is_root(box: Box) -> None:
 def test_workers_hear_nothing_of_systemd(box: Box) -> None:
     seen = ask(box, "environ").body["result"]["environ"]
     assert not [name for name in seen if name.startswith(("NOTIFY_", "LISTEN_", "WATCHDOG_", "CREDENTIALS_"))]
+
+
+def test_a_secret_in_the_journal_or_in_what_systemd_shows_is_found(box: Box, changed: Callable[..., None]) -> None:
+    box.run("systemd-cat", input=f"{MARK}\n")
+    eventually(lambda: MARK in box.run("journalctl", "-n", "50"), 5, "the line to be in the journal")
+    assert LOOKOUT.taken()
+    box.run("journalctl", "--rotate", "--vacuum-size=1")
+    LOOKOUT.taken()
+    changed(f"Environment=KEY={MARK}")
+    box.look_around([SERVICE], USER)
+    assert [line for line in LOOKOUT.taken() if "systemctl show" in line]
 
 
 def test_its_log_is_in_the_journal(box: Box) -> None:

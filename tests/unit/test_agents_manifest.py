@@ -131,7 +131,7 @@ MISTAKES = [
     ("=name: a\n\tmodule: b", 2, "indent with spaces, not tabs"),
     ("=name: a\n---\nname: b", 2, "more than one document"),
     ("=name: a\x07b", 1, "is not text"),
-    ("=a: &x 1\nb: *x", 2, "aliases (*x) are not allowed"),
+    ("=a: &x 1\nb: *x", 2, "aliases (values that begin with *) are not allowed"),
     (f"=a: {'[' * 30}", 1, "nested more than 16 deep"),
     (f"=name: {'a' * LIMIT_BYTES}", 1, "is too long"),
     ("name: b", 3, "`name` is given twice, first on line 1"),
@@ -211,6 +211,16 @@ MISTAKES = [
     ("env: {LD_PRELOAD: planted}", 3, "`env.LD_PRELOAD` is the runtime's own"),
     ("env: {WORKSPACE_DIR: planted}", 3, "`env.WORKSPACE_DIR` is the runtime's own"),
     ('env: {A: "planted\\0"}', 3, "`env.A` must hold no NUL"),
+    ('env: {A: "planted\\ud800"}', 3, "`env.A` must be text that can be written in UTF-8"),
+    # values that begin as something else of YAML begins
+    ("env:\n  A: !planted", 4, "`env.A` has a tag (it begins with !)"),
+    ("env: !planted", 3, "`env` has a tag"),
+    ("env:\n  A: !planted!x y", 4, "found undefined tag handle"),
+    ("env:\n  A: *planted", 4, "aliases (values that begin with *) are not allowed"),
+    ("env:\n  A: &planted x\n  B: &planted y", 5, "found duplicate anchor"),
+    ("env:\n  A: {planted: 1, planted: 2}", 4, "`env.A` is given twice"),
+    ("env:\n  A: [{planted: !x y}]", 4, "`env.A` has a tag"),
+    ("env:\n  'A:planted': x\n  'A:planted': y", 5, "`env` is given twice"),
     (f"env: [{', '.join(f'A{number}' for number in range(257))}]", 3, "`env` must hold at most 256, not 257"),
 ]
 

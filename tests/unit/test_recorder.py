@@ -156,13 +156,18 @@ def test_what_cannot_be_recorded_is_not_accepted(tmp_path: Path) -> None:
     assert raised.value.code == "overloaded" and raised.value.retry_after_s
 
 
+def one_of_each(book: Recorder) -> None:
+    """Three runs, named as they stand."""
+    for run_id in ("queued", "started", "ended"):
+        accept(book, run_id)
+    start(book, "started")
+    start(book, "ended")
+    book.ended(outcome("ended"))
+
+
 def test_what_an_earlier_daemon_left_unfinished_of_an_agent_that_is_gone_has_crashed(tmp_path: Path) -> None:
     with recorder(tmp_path) as book:
-        for run_id in ("queued", "started", "ended"):
-            accept(book, run_id)
-        start(book, "started")
-        start(book, "ended")
-        book.ended(outcome("ended"))
+        one_of_each(book)
     with recorder(tmp_path) as book:
         book.give_up_unfinished({"a"})
         taken = book.take_unfinished("a", 9.0)
@@ -203,11 +208,7 @@ def held(run_id: str, over: bool = True, timeout_s: float = 60.0, elapsed_s: flo
 def test_a_worker_that_is_adopted_brings_runs_that_the_log_does_not_know(tmp_path: Path) -> None:
     # fault 33
     with recorder(tmp_path) as book:
-        for run_id in ("queued", "started", "ended"):
-            accept(book, run_id)
-        start(book, "started")
-        start(book, "ended")
-        book.ended(outcome("ended"))
+        one_of_each(book)
     with recorder(tmp_path) as book:
         found = book.adopted(WORKER, [held(run_id) for run_id in ("queued", "started", "ended", "unwritten")])
         assert found.over == ["ended"]

@@ -31,7 +31,7 @@ class Door:
             await send_error(send, error, hang_up=_unread(scope))
         except ClientGone:
             pass
-        except Exception as error:
+        except Exception as error:  # nobody foresaw it: the door lives on for the other callers
             self._complaints.failed("a request failed", error)
             with suppress(Exception):  # an answer may have begun; the server then cuts it off
                 await send_error(send, _INTERNAL, hang_up=True)
