@@ -137,7 +137,7 @@ so does a connection to the control socket that was turned away (`connect`). Onl
 | `source` | the door: `ctl` or `http` |
 | `uid`, `pid`, `exe` | the process that asked, as the kernel tells; over HTTP that is the front door |
 | `operation`, `agent` | what was asked, of which agent where there is one |
-| `params` | SHA-256 of the parameters as JSON with sorted keys; of `env` the names only. No value is written down |
+| `params` | SHA-256 of the parameters as JSON with sorted keys, of `env` the names only; empty if nested too deeply |
 | `outcome` | `done`, or the code of the refusal |
 | `lost_before` | so many lines could not be written before this one |
 """

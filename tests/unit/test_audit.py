@@ -61,3 +61,7 @@ def test_a_digest_has_no_part_of_a_value() -> None:
     assert digest_of(deploy, given) != digest_of(deploy, {**given, "env": {"OTHER": "hunter2"}})
     assert digest_of(deploy, given) != digest_of(deploy, {**given, "upload_id": "1" * 32})
     assert digest_of(deploy, {"env": "no object"})
+    nested: object = []
+    for _ in range(900):
+        nested = [nested]
+    assert digest_of(deploy, {"upload_id": nested}) == ""
