@@ -6,6 +6,7 @@ same things in the same words.
 """
 
 import asyncio
+import math
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -35,13 +36,15 @@ QUERY_FIELDS = 20
 #: How a parameter is called in `orpheusctl --help`.
 _METAVARS = {"agent": "NAME", "session": "ID", "run": "RUN", "upload": "PATH"}
 
-_DECIMAL = re.compile(r"\d{1,15}(\.\d{1,9})?", re.ASCII)
+#: A number as JSON writes it, in as many digits as anybody has for one.
+_NUMBER = re.compile(r"-?\d{1,40}(\.\d{1,40})?([eE][+-]?\d{1,3})?", re.ASCII)
 
 _PROMETHEUS = b"text/plain; version=0.0.4; charset=utf-8"
 
 
 class Path:
-    """One path. Invariant: answers the methods it has handlers for, and 405 with their list to all others."""
+    """One path. Invariant: answers the methods it has handlers for, and 405 with their list to all others. No handler
+    but a POST's gets a body."""
 
     def __init__(self, handlers: Mapping[str, Handler]) -> None:
         self._handlers = dict(handlers)
@@ -178,6 +181,6 @@ def _typed(kind: str, text: str) -> Any:
         return int(text)
     if kind == "boolean" and text in ("true", "false"):
         return text == "true"
-    if kind in ("moment", "seconds", "wait") and _DECIMAL.fullmatch(text):
+    if kind in ("moment", "seconds", "wait") and _NUMBER.fullmatch(text) and math.isfinite(float(text)):
         return float(text)
     return text
