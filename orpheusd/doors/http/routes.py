@@ -57,6 +57,8 @@ class Path:
         if handler is None:
             raise Refused(405, "invalid-request", f"this path takes {self._allow.decode()} only",
                           [(b"allow", self._allow)])
+        if scope[HEAD].has_body and scope["method"] != "POST":
+            raise Refused(400, "invalid-request", "only POST takes a body")
         await handler(scope, receive, send)
 
 
