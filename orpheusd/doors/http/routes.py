@@ -9,7 +9,7 @@ import asyncio
 import math
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import orjson
@@ -33,6 +33,9 @@ Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
 #: More than any operation has parameters.
 QUERY_FIELDS = 20
 
+#: Whoever reaches the door may do this.
+OPEN = (Access.READ, Access.RUN)
+
 #: How a parameter is called in `orpheusctl --help`.
 _METAVARS = {"agent": "NAME", "session": "ID", "run": "RUN", "upload": "PATH"}
 
@@ -42,12 +45,20 @@ _NUMBER = re.compile(r"-?\d{1,40}(\.\d{1,40})?([eE][+-]?\d{1,3})?", re.ASCII)
 _PROMETHEUS = b"text/plain; version=0.0.4; charset=utf-8"
 
 
-class Path:
-    """One path. Invariant: answers the methods it has handlers for, and 405 with their list to all others. No handler
-    but a POST's gets a body."""
+class Served(NamedTuple):
+    """One method of one path: who may use it, and what answers it."""
 
-    def __init__(self, handlers: Mapping[str, Handler]) -> None:
-        self._handlers = dict(handlers)
+    access: Access
+    handler: Handler
+
+
+class Path:
+    """One path. Invariant: answers the methods it has, and 405 with their list to all others. No handler but a POST's
+    gets a body. `methods` are without HEAD, which is a GET."""
+
+    def __init__(self, methods: Mapping[str, Served]) -> None:
+        self.methods = dict(methods)
+        self._handlers = {method: served.handler for method, served in methods.items()}
         if "GET" in self._handlers:
             self._handlers["HEAD"] = self._handlers["GET"]
         self._allow = ", ".join(sorted(self._handlers)).encode()
@@ -64,19 +75,26 @@ class Path:
 
 def routes(client: ControlClient, limits: Limits, bearer: Bearer | None = None) -> Router:
     """The ASGI application that finds the path of a request. Its endpoints raise what they cannot answer. `bearer`
-    lets changes through; without it there are none."""
+    lets changes through; without it there are none. Raises ValueError for a row that says no access."""
     bodies = Bodies(limits)
-    paths: dict[str, dict[str, Handler]] = {}
+    document_text = orjson.dumps(document(changes=bearer is not None))
+    paths: dict[str, dict[str, Served]] = {"/openapi.json": {"GET": Served(Access.READ, _Document(document_text))}}
     for operation in OPERATIONS:
         if operation.http is not None:
             method, path = operation.http
-            handler = _handler(operation, client, bodies, limits)
-            if operation.access is Access.ADMIN:
-                handler = _Forbidden(operation) if bearer is None else Change(bearer, handler)
-            paths.setdefault(path, {})[method] = handler
-    paths["/openapi.json"] = {"GET": _Document(orjson.dumps(document(changes=bearer is not None)))}
-    return Router([Route(path, Path(handlers)) for path, handlers in paths.items()],
+            handler = _behind(operation, _handler(operation, client, bodies, limits), bearer)
+            paths.setdefault(path, {})[method] = Served(operation.access, handler)
+    return Router([Route(path, Path(methods)) for path, methods in paths.items()],
                   redirect_slashes=False, default=_no_route)
+
+
+def _behind(operation: Operation, handler: Handler, bearer: Bearer | None) -> Handler:
+    """What stands before an operation. What is open is listed; there is no other way to be."""
+    if operation.access in OPEN:
+        return handler
+    if operation.access is Access.ADMIN:
+        return _Forbidden(operation) if bearer is None else Change(bearer, handler)
+    raise ValueError(f"{operation.name} is served over HTTP and does not say who may use it")
 
 
 def _handler(operation: Operation, client: ControlClient, bodies: Bodies, limits: Limits) -> Handler:
