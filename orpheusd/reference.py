@@ -131,6 +131,10 @@ Every operation that needs `admin` leaves a line of JSON in `audit.log` in the s
 so does a connection to the control socket that was turned away (`connect`). Only the daemon's user can read it; beyond
 {size} MiB it becomes `audit.log.1`, and the one before that goes.
 
+What the HTTP door refuses by itself (changes that are not switched on, no token, a wrong one) does not reach the
+daemon and leaves none: nobody who may not change anything can push out the lines of who did. Of tokens the daemon's
+own log has a warning, ten in ten seconds at most.
+
 | field | |
 |---|---|
 | `time` | seconds since 1970 |
