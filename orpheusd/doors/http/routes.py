@@ -26,7 +26,7 @@ from orpheusd.doors.http.limits import Limits
 from orpheusd.doors.http.openapi import document
 from orpheusd.doors.http.run import RunEndpoint
 from orpheusd.errors import OrpheusError
-from orpheusd.operations import OPERATIONS, Access, Operation
+from orpheusd.operations import KINDS, OPERATIONS, Access, Operation
 
 Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -41,6 +41,9 @@ _METAVARS = {"agent": "NAME", "session": "ID", "run": "RUN", "upload": "PATH"}
 
 #: A number as JSON writes it, in as many digits as anybody has for one.
 _NUMBER = re.compile(r"-?\d{1,40}(\.\d{1,40})?([eE][+-]?\d{1,3})?", re.ASCII)
+
+#: The longest that an operation waits before it answers.
+WAIT_S = KINDS["wait"].maximum
 
 _PROMETHEUS = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -143,8 +146,9 @@ class _Call:
         """None for a run or a change, whose deadline the daemon keeps."""
         if self._operation.name == "run.retry" or self._operation.access is Access.ADMIN:
             return None
-        wait_s = params.get("wait", 0)
-        return self._limits.read_deadline_s + (wait_s if isinstance(wait_s, float) else 0)
+        wait_s = params.get("wait")
+        # A wait that is none is the daemon's to refuse; it has its time for that.
+        return self._limits.read_deadline_s + (min(max(wait_s, 0), WAIT_S) if isinstance(wait_s, float) else 0)
 
 
 class _Metrics(_Call):
