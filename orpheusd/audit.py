@@ -81,12 +81,19 @@ class Audit:
 
 def digest_of(operation: Operation, params: Mapping[str, Any]) -> str:
     """The same for the same request, whoever asks and whenever. Values that may be secrets have no part in it, nor
-    has a piece of a bundle: this is done on the loop."""
+    has a piece of a bundle: this is done on the loop.
+
+    Of what is nested deeper than JSON is written here, which no operation takes, there is none.
+    """
     named = {param.name for param in operation.params if param.kind == "strings"}
     bulky = {param.name for param in operation.params if param.kind == "piece"}
     plain = {name: sorted(value) if name in named and isinstance(value, dict) else value
              for name, value in params.items() if name not in bulky}
-    return hashlib.sha256(orjson.dumps(plain, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    try:
+        text = orjson.dumps(plain, option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError:
+        return ""
+    return hashlib.sha256(text).hexdigest()
 
 
 def _nothing_left() -> None:

@@ -65,6 +65,11 @@ class Keys:
 
 
 def fingerprint(event: RunRequested, input: Any) -> str:
-    """Of what is asked: the same for the same agent, session, options and input, whatever order its keys are in."""
+    """Of what is asked: the same for the same agent, session, options and input, whatever order its keys are in.
+    Raises OrpheusError(invalid-request) when the input is nested one level short of what cannot be passed on."""
     asked = [event.agent, event.session, event.affinity, event.overlap, event.require_warm, event.timeout_s, input]
-    return hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    try:
+        text = orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError as error:
+        raise OrpheusError("invalid-request", f"the input cannot be told from others by a key: {error}") from error
+    return hashlib.sha256(text).hexdigest()

@@ -28,6 +28,11 @@ UPLOAD_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 #: A moment as RFC 3339 writes it: with an offset, so that it is one moment everywhere.
 MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
+#: The largest whole number that every reader of JSON has exactly (RFC 8259, 6); a database and a list take it too.
+COUNT_LIMIT = 2**53 - 1
+#: Seconds since 1970 that a moment may be; far beyond what RFC 3339 can write.
+MOMENT_LIMIT = 2**40
+
 #: The most a run's input may be as JSON, and a result; see docs/operations.md.
 INPUT_LIMIT_BYTES = 8 * 1024 * 1024
 RESULT_LIMIT_BYTES = 8 * 1024 * 1024
@@ -94,16 +99,18 @@ KINDS: dict[str, Kind] = {
     "string": Kind((str,), {"type": "string"}, "a string"),
     "piece": Kind((str,), {"type": "string", "contentEncoding": "base64"}, "bytes in base64"),
     "boolean": Kind((bool,), {"type": "boolean"}, "true or false"),
-    "count": Kind((int,), {"type": "integer", "minimum": 0}, "a whole number, 0 or more", minimum=0),
+    "count": Kind((int,), {"type": "integer", "minimum": 0, "maximum": COUNT_LIMIT},
+                  "a whole number from 0 to 2^53 - 1", minimum=0, maximum=COUNT_LIMIT),
     "seconds": Kind((int, float), {"type": "number", "exclusiveMinimum": 0}, "a number of seconds above 0",
-                    minimum=1e-9),
+                    minimum=math.ulp(0.0)),
     "wait": Kind((int, float), {"type": "number", "minimum": 0, "maximum": 60}, "a number of seconds from 0 to 60",
                  minimum=0, maximum=60),
     "key": Kind((str,), {"type": "string", "pattern": f"^{IDEMPOTENCY_KEY.pattern}$"},
                 "1 to 255 printable ASCII characters", IDEMPOTENCY_KEY),
-    "moment": Kind((int, float, str), {"anyOf": [{"type": "number"}, {"type": "string", "format": "date-time"}]},
+    "moment": Kind((int, float, str), {"anyOf": [{"type": "number", "minimum": 0, "maximum": MOMENT_LIMIT},
+                                                 {"type": "string", "format": "date-time"}]},
                    "a moment: RFC 3339 (`2026-01-31T12:00:00Z`), or seconds since 1970", MOMENT, minimum=0,
-                   maximum=2**40),
+                   maximum=MOMENT_LIMIT),
     "strings": Kind((dict,), {"type": "object", "additionalProperties": {"type": "string"}},
                     "an object of strings"),
     "json": Kind((object,), {}, "any JSON value"),

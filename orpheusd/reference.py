@@ -131,13 +131,17 @@ Every operation that needs `admin` leaves a line of JSON in `audit.log` in the s
 so does a connection to the control socket that was turned away (`connect`). Only the daemon's user can read it; beyond
 {size} MiB it becomes `audit.log.1`, and the one before that goes. No value of a parameter is written down.
 
+What the HTTP door refuses by itself (changes that are not switched on, no token, a wrong one) does not reach the
+daemon and leaves none: nobody who may not change anything can push out the lines of who did. Of tokens the daemon's
+own log has a warning, ten in ten seconds at most.
+
 | field | |
 |---|---|
 | `time` | seconds since 1970 |
 | `source` | the door: `ctl` or `http` |
 | `uid`, `pid`, `exe` | the process that asked, as the kernel tells; over HTTP that is the front door |
 | `operation`, `agent` | what was asked, of which agent where there is one |
-| `params` | SHA-256 of the parameters as JSON with sorted keys, of `env` the names only, of a bundle no `data` |
+| `params` | SHA-256 of the parameters as sorted JSON; of `env` the names only, of a piece none; empty if nested too deeply |
 | `outcome` | `done`, or the code of the refusal |
 | `lost_before` | so many lines could not be written before this one |
 """

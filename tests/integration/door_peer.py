@@ -3,6 +3,7 @@
 `Peer` speaks the control protocol as the daemon does, with answers a test puts in; it knows nothing of agents.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -105,7 +106,8 @@ class Peer:
 class DoorProcess:
     """One door with its peer. Invariant: after `close` neither is left."""
 
-    def __init__(self, log: Path, **limits: float) -> None:
+    def __init__(self, log: Path, token: str | None = None, **limits: float) -> None:
+        """`token` makes it a door that serves changes."""
         self.peer = Peer()
         self.listeners = [socket.create_server(("127.0.0.1", 0), backlog=1024),
                           socket.create_server(("::1", 0), family=socket.AF_INET6)]
@@ -113,14 +115,23 @@ class DoorProcess:
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
         fds = [one.fileno() for one in (*self.listeners, self.peer.door_end)]
-        argv = [sys.executable, "-m", "orpheusd.doors.http", "--control-fd", str(fds[-1])]
-        argv += [word for fd in fds[:-1] for word in ("--listen-fd", str(fd))]
+        *listening, control = fds
+        argv = [sys.executable, "-m", "orpheusd.doors.http", "--control-fd", str(control)]
+        argv += [word for fd in listening for word in ("--listen-fd", str(fd))]
         argv += [word for name, value in limits.items() for word in ("--limit", f"{name}={value}")]
+        if token is not None:
+            digest, end = os.pipe()
+            os.write(end, hashlib.sha256(token.encode()).digest())
+            os.close(end)
+            fds.append(digest)
+            argv += ["--token-fd", str(digest)]
         with log.open("ab") as stderr:
             self.process = subprocess.Popen(
                 argv, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, pass_fds=fds, stdin=subprocess.DEVNULL,
                 stderr=stderr)
         self.peer.door_end.close()
+        if token is not None:
+            os.close(digest)
 
     @property
     def log(self) -> str:

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from orpheusd.errors import CODES, OrpheusError
+from orpheusd.operations import OPERATIONS
 from tests.daemon import Daemon, bundle, write_agent
 from tests.eventually import eventually
 
@@ -183,6 +184,28 @@ def test_bad_requests_change_nothing(daemon: Daemon, echo: str) -> None:
     unknown = httpx.post(f"{daemon.http}/v1/agents/nobody/run", json={"input": {}})
     assert (unknown.status_code, unknown.json()["code"]) == (404, "not-found")
     assert daemon.call("agent.stats", agent=echo)["runs"] == runs
+
+
+@pytest.mark.parametrize("levels", [200, 251, 252, 253, 254, 255, 256, 900, 5000])
+def test_what_is_nested_too_deeply_is_refused_and_harms_nobody(daemon: Daemon, echo: str, levels: int) -> None:
+    """Either it is executed or it is the caller's fault, at both doors; about 250 levels are too many."""
+    text = '{"do":"nothing","x":' + "[" * levels + "]" * levels + "}"
+    deep, told = b'{"input":%b}' % text.encode(), {200} if levels == 200 else {400} if levels >= 255 else {200, 400}
+    for headers in ({}, {"Idempotency-Key": f"deep-{levels}"}, {"Prefer": "respond-async"}):
+        answer = httpx.post(f"{daemon.http}/v1/agents/{echo}/run", content=deep, timeout=20,
+                            headers={"Content-Type": "application/json", **headers})
+        assert answer.status_code in (told if "Prefer" not in headers else told | {202}), answer.text
+        assert answer.status_code != 400 or answer.json()["code"] == "invalid-request"
+    for method, params in (
+        ("run", f'{{"agent":"{echo}","input":{text}}}'),
+        ("run", f'{{"agent":"{echo}","idempotency_key":"ctl-{levels}","input":{text}}}'),
+        *[(one.name, f'{{"agent":{text}}}') for one in OPERATIONS],
+    ):
+        with daemon.connect(timeout_s=20) as control:
+            control.socket.sendall(f'{{"jsonrpc":"2.0","id":1,"method":"{method}","params":{params}}}\n'.encode())
+            frame = control.receive()
+            assert "result" in frame or frame["error"]["data"]["code"] == "invalid-request", (method, frame)
+    assert daemon.call("health")["status"] == "ok"
 
 
 def test_the_command_line_refuses_bad_input(daemon: Daemon, echo: str, tmp_path: Path) -> None:

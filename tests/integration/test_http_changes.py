@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ import httpx
 import psutil
 import pytest
 
+from orpheusd.doors.http.complaints import WINDOW_LIMIT, WINDOW_S
 from orpheusd.doors.http.head import GZIP
 from orpheusd.operations import OPERATIONS, Access, Operation
 from tests.daemon import ROOT, Daemon, bundle, environment, given, write_agent
 from tests.eventually import eventually
+from tests.integration.door_peer import DoorProcess
 
 ECHO = "import os\ndef handler(input_data):\n    return os.environ.get('KEY', '')\n"
 SECRET = "planted-51c2e"
@@ -107,6 +110,20 @@ def test_without_the_token_nothing_is_changed(
     assert (answer.status_code, answer.json()["code"]) == (status, "permission-denied")
     assert ("www-authenticate" in answer.headers) == (status == 401)
     assert (audited.read_bytes() if audited.exists() else b"") == before, "the daemon was not even asked"
+
+
+def test_a_flood_of_wrong_tokens_is_said_briefly(tmp_path: Path) -> None:
+    with DoorProcess(tmp_path / "log", token="t" * 43) as door, httpx.Client(base_url=door.url, timeout=20) as client:
+        started = time.monotonic()
+        assert client.post("/v1/reload").status_code == 401
+        for number in range(300):
+            wrong = {"Authorization": f"Bearer wrong-{number}"}
+            assert client.post("/v1/reload", headers=wrong).status_code == 403
+        windows = 1 + (time.monotonic() - started) // WINDOW_S
+        assert door.peer.requests == []
+        assert "WARNING: a change over HTTP was refused: it had no token\n" in door.log
+        assert "WARNING: a change over HTTP was refused: its token is wrong\n" in door.log
+        assert len(door.log.splitlines()) <= windows * (WINDOW_LIMIT + 1) and "wrong-" not in door.log
 
 
 def test_a_token_and_a_little_more_is_another_token(house: Daemon, token: str) -> None:

@@ -201,9 +201,10 @@ def test_other_methods_are_refused_with_those_allowed(door: DoorProcess, http: h
         methods |= {"GET", "HEAD"} if operation.http[0] == "GET" else {operation.http[0]}
     for path, methods in allowed.items():
         for method in set(METHODS) - methods:
-            answer = http.request(method, path)
-            assert (answer.status_code, answer.json()["code"]) == (405, "invalid-request"), (method, path)
-            assert set(answer.headers["Allow"].split(", ")) == methods
+            for body in (None, b"{}"):
+                answer = http.request(method, path, content=body, headers={"Content-Type": "application/json"})
+                assert (answer.status_code, answer.json()["code"]) == (405, "invalid-request"), (method, path)
+                assert set(answer.headers["Allow"].split(", ")) == methods
     assert asked(door) == []
 
 
@@ -223,6 +224,13 @@ def test_query_parameters_have_their_kinds(door: DoorProcess, http: httpx.Client
     door.peer.on("run.list", {"runs": []})
     http.get("/v1/execlog?since=1790000000.5&until=2026-01-31T12:00:00Z")
     assert asked(door)[2:] == [{"since": 1790000000.5, "until": "2026-01-31T12:00:00Z"}]
+    door.peer.on("run.show", {})
+    # As many digits as a number has in somebody's language; what is none stays text, for the daemon to refuse.
+    for text, value in (("52.72318084793346", 52.72318084793346), ("1e-05", 1e-05), ("5E+0", 5.0), ("0", 0.0),
+                        ("-1", -1.0), ("-1e308", -1e308), ("1e308", 1e308), ("1e999", "1e999"), ("NaN", "NaN"),
+                        ("1_0", "1_0"), (".5", ".5"), ("", "")):
+        assert http.get("/v1/runs/r-1", params={"wait": text}).status_code == 200
+        assert door.peer.requests.pop()["params"] == {"run_id": "r-1", "wait": value}
     for query in ("limit=1&limit=2", "agent=b", "x=%ff", "&".join(f"a{n}=1" for n in range(50))):
         assert http.get(f"/v1/agents/a/sessions?{query}").status_code == 400, query
     assert http.post(RUN + "?timeout_s=1", json={"input": 1}).status_code == 400

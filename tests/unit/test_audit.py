@@ -64,3 +64,7 @@ def test_a_digest_has_no_part_of_a_value() -> None:
     put = BY_NAME["bundle.put"]
     assert digest_of(put, {"upload_id": "0" * 32, "data": "AAAA"}) == digest_of(put, {"upload_id": "0" * 32})
     assert digest_of(put, {"upload_id": "0" * 32}) != digest_of(put, {"upload_id": "1" * 32})
+    nested: object = []
+    for _ in range(900):
+        nested = [nested]
+    assert digest_of(deploy, {"upload_id": nested}) == ""

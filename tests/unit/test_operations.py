@@ -55,6 +55,20 @@ def test_wrong_parameters_are_named(given: dict[str, object], says: str) -> None
     assert caught.value.code == "invalid-request"
 
 
+@pytest.mark.parametrize("operation", ["logs", "run.list", "session.list"])
+def test_a_count_is_a_number_that_everybody_has_exactly(operation: str) -> None:
+    given = {"agent": "a", "limit": 2**53 - 1}
+    assert check_params(BY_NAME[operation], given)["limit"] == 2**53 - 1
+    for count in (2**53, 2**63, 2**64 - 1, -1, 1.0, True):
+        with pytest.raises(OrpheusError, match=r"`limit` must be a whole number from 0 to 2\^53 - 1"):
+            check_params(BY_NAME[operation], {**given, "limit": count})
+
+
+@pytest.mark.parametrize("timeout_s", [5e-324, 1e-9, 1, 1.5e308])
+def test_any_time_above_0_is_a_timeout(timeout_s: float) -> None:
+    assert check_params(RUN, {"agent": "a", "input": 1, "timeout_s": timeout_s})["timeout_s"] == timeout_s
+
+
 @pytest.mark.parametrize("id", [
     "", "a" * 129, "a\0b", "../x", ".", "-a", "_a", "a/b", "a b", "a\n", "a\r\n", "\u202eabc", "é", "e\u0301",
     "😀", "a%2fb?", "\ud800", "ａ", "a;b",

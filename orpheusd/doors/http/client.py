@@ -117,7 +117,10 @@ class ControlClient(asyncio.Protocol):
         if transport.get_write_buffer_size() + self._unsent_bytes > UNREAD_LIMIT_BYTES:
             raise OrpheusError("overloaded", "the daemon does not keep up with its requests; try again later")
         self._last_id = id = self._last_id + 1
-        frame = _frame(request(id, method, params))
+        try:
+            frame = _frame(request(id, method, params))
+        except orjson.JSONEncodeError as error:
+            raise OrpheusError("invalid-request", f"the input cannot be passed on: {error}") from None
         if len(frame) > FRAME_LIMIT_BYTES:
             # Small JSON can be long when written out: 1e15 becomes 1000000000000000.0.
             raise OrpheusError("too-large", f"the input is longer than {FRAME_LIMIT_BYTES} bytes when written out")

@@ -9,7 +9,7 @@ from orpheusd import __version__
 from orpheusd.doors.http.changes import ENV_HEADER
 from orpheusd.doors.http.head import GZIP
 from orpheusd.doors.http.run import CANCEL_ON_DISCONNECT, PARAM_HEADERS
-from orpheusd.doors.http.schemas import ACCEPTED, ERROR, RESULTS
+from orpheusd.doors.http.schemas import ACCEPTED, ERROR, EVENT, RESULTS
 from orpheusd.errors import CODES
 from orpheusd.operations import CONTEXTS, KINDS, OPERATIONS, Access, Operation, Param
 
@@ -32,8 +32,9 @@ _HEADERS = [
      "schema": {"enum": ["true", "false"]}, "description": "`true`: cancel the run when its client disconnects"},
 ]
 
-_ENV = {"name": ENV_HEADER.decode().title(), "in": "header", "required": False, "schema": {"type": "string"},
-        "description": "values for the variables that agent.yaml names without one: a JSON object of strings"}
+_ENV = {"name": ENV_HEADER.decode().title(), "in": "header", "required": False,
+        "content": {"application/json": {"schema": KINDS["strings"].json_schema}},
+        "description": "values for the variables that agent.yaml names without one"}
 
 _REFUSAL = {"description": "refused or failed; `code` says why",
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
@@ -154,7 +155,7 @@ def _success(operation: Operation) -> dict[str, Any]:
         "content": {"application/json": {"schema": RESULTS.get(operation.name, {"type": "object"})}},
     }
     if operation.name == "run":
-        described["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+        described["content"]["text/event-stream"] = {"schema": EVENT}
         described["headers"] = {
             "X-Orpheus-Worker": {"description": "the worker that ran it", "schema": {"type": "string"}},
             "X-Orpheus-Context": {"description": "what the session's memory was; only with a session",

@@ -6,9 +6,10 @@ same things in the same words.
 """
 
 import asyncio
+import math
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import orjson
@@ -25,26 +26,42 @@ from orpheusd.doors.http.limits import Limits
 from orpheusd.doors.http.openapi import document
 from orpheusd.doors.http.run import RunEndpoint
 from orpheusd.errors import OrpheusError
-from orpheusd.operations import OPERATIONS, Access, Operation
+from orpheusd.operations import KINDS, OPERATIONS, Access, Operation
 
 Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 #: More than any operation has parameters.
 QUERY_FIELDS = 20
 
+#: Whoever reaches the door may do this.
+OPEN = (Access.READ, Access.RUN)
+
 #: How a parameter is called in `orpheusctl --help`.
 _METAVARS = {"agent": "NAME", "session": "ID", "run": "RUN", "upload": "PATH"}
 
-_DECIMAL = re.compile(r"\d{1,15}(\.\d{1,9})?", re.ASCII)
+#: A number as JSON writes it, in as many digits as anybody has for one.
+_NUMBER = re.compile(r"-?\d{1,40}(\.\d{1,40})?([eE][+-]?\d{1,3})?", re.ASCII)
+
+#: The longest that an operation waits before it answers.
+WAIT_S = KINDS["wait"].maximum
 
 _PROMETHEUS = b"text/plain; version=0.0.4; charset=utf-8"
 
 
-class Path:
-    """One path. Invariant: answers the methods it has handlers for, and 405 with their list to all others."""
+class Served(NamedTuple):
+    """One method of one path: who may use it, and what answers it."""
 
-    def __init__(self, handlers: Mapping[str, Handler]) -> None:
-        self._handlers = dict(handlers)
+    access: Access
+    handler: Handler
+
+
+class Path:
+    """One path. Invariant: answers the methods it has, and 405 with their list to all others. No handler but a POST's
+    gets a body. `methods` are without HEAD, which is a GET."""
+
+    def __init__(self, methods: Mapping[str, Served]) -> None:
+        self.methods = dict(methods)
+        self._handlers = {method: served.handler for method, served in methods.items()}
         if "GET" in self._handlers:
             self._handlers["HEAD"] = self._handlers["GET"]
         self._allow = ", ".join(sorted(self._handlers)).encode()
@@ -54,24 +71,33 @@ class Path:
         if handler is None:
             raise Refused(405, "invalid-request", f"this path takes {self._allow.decode()} only",
                           [(b"allow", self._allow)])
+        if scope[HEAD].has_body and scope["method"] != "POST":
+            raise Refused(400, "invalid-request", "only POST takes a body")
         await handler(scope, receive, send)
 
 
 def routes(client: ControlClient, limits: Limits, bearer: Bearer | None = None) -> Router:
     """The ASGI application that finds the path of a request. Its endpoints raise what they cannot answer. `bearer`
-    lets changes through; without it there are none."""
+    lets changes through; without it there are none. Raises ValueError for a row that says no access."""
     bodies = Bodies(limits)
-    paths: dict[str, dict[str, Handler]] = {}
+    document_text = orjson.dumps(document(changes=bearer is not None))
+    paths: dict[str, dict[str, Served]] = {"/openapi.json": {"GET": Served(Access.READ, _Document(document_text))}}
     for operation in OPERATIONS:
         if operation.http is not None:
             method, path = operation.http
-            handler = _handler(operation, client, bodies, limits)
-            if operation.access is Access.ADMIN:
-                handler = _Forbidden(operation) if bearer is None else Change(bearer, handler)
-            paths.setdefault(path, {})[method] = handler
-    paths["/openapi.json"] = {"GET": _Document(orjson.dumps(document(changes=bearer is not None)))}
-    return Router([Route(path, Path(handlers)) for path, handlers in paths.items()],
+            handler = _behind(operation, _handler(operation, client, bodies, limits), bearer)
+            paths.setdefault(path, {})[method] = Served(operation.access, handler)
+    return Router([Route(path, Path(methods)) for path, methods in paths.items()],
                   redirect_slashes=False, default=_no_route)
+
+
+def _behind(operation: Operation, handler: Handler, bearer: Bearer | None) -> Handler:
+    """What stands before an operation. What is open is listed; there is no other way to be."""
+    if operation.access in OPEN:
+        return handler
+    if operation.access is Access.ADMIN:
+        return _Forbidden(operation) if bearer is None else Change(bearer, handler)
+    raise ValueError(f"{operation.name} is served over HTTP and does not say who may use it")
 
 
 def _handler(operation: Operation, client: ControlClient, bodies: Bodies, limits: Limits) -> Handler:
@@ -120,8 +146,9 @@ class _Call:
         """None for a run or a change, whose deadline the daemon keeps."""
         if self._operation.name == "run.retry" or self._operation.access is Access.ADMIN:
             return None
-        wait_s = params.get("wait", 0)
-        return self._limits.read_deadline_s + (wait_s if isinstance(wait_s, float) else 0)
+        wait_s = params.get("wait")
+        # A wait that is none is the daemon's to refuse; it has its time for that.
+        return self._limits.read_deadline_s + (min(max(wait_s, 0), WAIT_S) if isinstance(wait_s, float) else 0)
 
 
 class _Metrics(_Call):
@@ -178,6 +205,6 @@ def _typed(kind: str, text: str) -> Any:
         return int(text)
     if kind == "boolean" and text in ("true", "false"):
         return text == "true"
-    if kind in ("moment", "seconds", "wait") and _DECIMAL.fullmatch(text):
+    if kind in ("moment", "seconds", "wait") and _NUMBER.fullmatch(text) and math.isfinite(float(text)):
         return float(text)
     return text

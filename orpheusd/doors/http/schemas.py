@@ -62,6 +62,14 @@ _RUN = record(
     session=optional(record(id=SESSION_ID, context={"enum": list(CONTEXTS)}, turn=COUNT)))
 #: What a run is answered with that is not waited for.
 ACCEPTED = record(request_id=STRING, state={"const": "queued"}, agent=AGENT_NAME, session_id=optional(SESSION_ID))
+#: OpenAPI before 3.2 has no place for the schema of a whole stream, so this is of one event.
+EVENT: Schema = {
+    "type": "object",
+    "description": "each event of the stream; `data` is one line of JSON",
+    "properties": {"id": STRING, "event": {"enum": ["accepted", "output", "log", "dropped", "result", "error"]},
+                   "data": {"type": "string", "contentMediaType": "application/json"}},
+    "required": ["id", "event", "data"],
+}
 
 #: By the name of the operation. `metrics` is text and has none.
 RESULTS: dict[str, Schema] = {
