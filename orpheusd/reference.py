@@ -141,7 +141,7 @@ own log has a warning, ten in ten seconds at most.
 | `source` | the door: `ctl` or `http` |
 | `uid`, `pid`, `exe` | the process that asked, as the kernel tells; over HTTP that is the front door |
 | `operation`, `agent` | what was asked, of which agent where there is one |
-| `params` | SHA-256 of the parameters as sorted JSON; of `env` the names only, of a piece none; empty if nested too deeply |
+| `params` | SHA-256 of the parameters as sorted JSON: of `env` the names, of a piece none; "" if nested too deeply |
 | `outcome` | `done`, or the code of the refusal |
 | `lost_before` | so many lines could not be written before this one |
 """
