@@ -19,14 +19,14 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from orpheusd.config import Config, http_address
+from orpheusd.config import Config, environ_behind, http_address
 from orpheusd.doors.connection import Connection
 from orpheusd.doors.control import ControlDoor
 from orpheusd.doors.token import digest_of_token
 from orpheusd.errors import AddressInUse, OrpheusError
 from orpheusd.handover import Door
 from orpheusd.operations import Access
-from orpheusd.process.child import Child
+from orpheusd.process.child import NOT_FOR_CHILDREN, Child
 from orpheusd.process.listeners import listener_on
 from orpheusd.process.sandbox import Isolation, door_argv
 from orpheusd.tasks import must_not_fail
@@ -175,7 +175,7 @@ class FrontDoors:
                     fds = (*fds, pipe.fileno())
                     program.append(f"--token-fd={pipe.fileno()}")
                 argv, more = stack.enter_context(door_argv(self._isolation, program, self._tag).opened())
-                return Child.start(argv, (*fds, *more), self._tag), ours
+                return Child.start(argv, (*fds, *more), environ_behind(self._tag, NOT_FOR_CHILDREN)), ours
 
 
 def _digest(config: Config) -> bytes | None:

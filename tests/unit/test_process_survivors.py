@@ -69,6 +69,15 @@ def test_the_tag_is_the_whole_of_a_variable() -> None:
         assert other.poll() is None
 
 
+def test_only_the_beginning_of_an_environment_is_read() -> None:
+    large = {"LARGE": "x" * 100_000}
+    with running("sleep", "60", ORPHEUS_WORKER="w-8-8", **large) as first, \
+            running("sleep", "60", **large, ORPHEUS_WORKER="w-8-8") as last:
+        for process in (first, last):
+            eventually(lambda process=process: b"sleep" in Path(f"/proc/{process.pid}/cmdline").read_bytes())
+        assert survivors.tagged("ORPHEUS_WORKER=w-8-8") == [first.pid]
+
+
 @pytest.mark.parametrize("tag", ["", "=", "ORPHEUS_WORKER=", "=w-1", "ORPHEUS_WORKER"])
 def test_a_tag_that_would_find_strangers_is_refused(tag: str) -> None:
     with pytest.raises(ValueError, match="strangers"):
