@@ -45,6 +45,9 @@ started, and the exit code says what it was.
 | {address} | another process listens on the HTTP door's address; the message names it where the kernel tells |
 | {running} | another daemon has the directory; the message has its pid |
 
+An agent that took the address while no daemon was there is killed with all that is in its sandbox, and the daemon
+starts. Where systemd holds the listening sockets nobody can take it.
+
 ## Stopping
 
 The first SIGTERM or SIGINT stops the daemon. From then on

@@ -8,6 +8,7 @@ it. It knows nothing of why somebody is to die. Where a pid namespace confines a
 import asyncio
 import os
 import signal
+from collections.abc import Container
 from contextlib import suppress
 from pathlib import Path
 
@@ -79,6 +80,16 @@ async def gone(pid: int, tag: str, timeout_s: float) -> bool:
         return not _carries(pid, tag) or await held.wait(timeout_s)
     finally:
         held.close()
+
+
+def owner(pid: int, tags: Container[str]) -> str | None:
+    """Which of `tags` this process, or else the nearest above it, carries; None when none does."""
+    while pid > 1:
+        for entry in _read(pid, "environ").split(b"\0"):
+            if (tag := entry.decode(errors="replace")) in tags:
+                return tag
+        pid = _parent(pid)
+    return None
 
 
 def _kill_found(tag: str) -> list[PidFd]:

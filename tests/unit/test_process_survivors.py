@@ -114,6 +114,17 @@ def test_descendants_that_lost_the_tag_are_found_through_their_parents(tmp_path:
     assert not any(alive(int(pid)) for pid in said.read_text().split())
 
 
+def test_whose_a_process_is_shows_above_it(tmp_path: Path) -> None:
+    said = tmp_path / "pids"
+    with running("/bin/sh", "-c", f"env -i sleep 60 & echo $! >> {said}; wait", ORPHEUS_SANDBOX="t-6-6") as parent:
+        child = int(eventually(lambda: said.exists() and said.read_text()))
+        eventually(lambda: b"sleep" in Path(f"/proc/{child}/cmdline").read_bytes())
+        ours = {"ORPHEUS_SANDBOX=t-6-6", "ORPHEUS_SANDBOX=t-6-7"}
+        assert survivors.owner(parent.pid, ours) == survivors.owner(child, ours) == "ORPHEUS_SANDBOX=t-6-6"
+        assert survivors.owner(child, {"ORPHEUS_SANDBOX=t-6-7"}) is None
+        assert sweep("ORPHEUS_SANDBOX=t-6-6") == 2
+
+
 def test_one_that_keeps_forking_is_caught_up_with(tmp_path: Path) -> None:  # fault 13
     said = tmp_path / "ready"
     code = (
