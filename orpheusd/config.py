@@ -8,7 +8,7 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,6 +79,14 @@ def take_handover() -> int | None:
 def environ_with(handover: int) -> dict[str, str]:
     """Our environment for the next image, with the descriptor of what it is handed."""
     return {**os.environ, HANDOVER: str(handover)}
+
+
+def environ_behind(tag: str, but: Collection[str] = ()) -> dict[str, str]:
+    """Our environment for a child, without the names `but`, behind `tag` (`NAME=value`): who looks for it looks at the
+    beginning only.
+    """
+    name, _, value = tag.partition("=")
+    return {name: value, **{other: text for other, text in os.environ.items() if other not in (name, *but)}}
 
 
 def _switch(text: str) -> bool:

@@ -24,7 +24,7 @@ from orpheusd.deploy.versions import VersionStore
 from orpheusd.deployments import Deployments
 from orpheusd.directories import hold
 from orpheusd.doors.control import ControlDoor
-from orpheusd.doors.front import FrontDoors, bind, tag_of
+from orpheusd.doors.front import FrontDoors, claim, tag_of
 from orpheusd.doors.place import check_place
 from orpheusd.engine import Engine
 from orpheusd.errors import EXIT_FAULT
@@ -88,6 +88,8 @@ async def serve(config: Config, configure: Callable[[], Config], left: int | Non
         if handed is None:
             # a door that has not noticed yet that its daemon was killed still holds the port
             await kill_leftovers(tag_of(config.runtime_dir))
+            if config.http is not None and listening.http is None:
+                listening = listening._replace(http=await claim(config.http, config.runtime_dir))
         daemon = Daemon(config, Reload(config, configure), listening, handed)
         try:
             await daemon.open()
@@ -163,7 +165,7 @@ class Daemon:
         self._handed = handed
         # before anything is started: what cannot work must not leave anything behind
         check_place(config.control_socket)
-        self._http = (listening.http or bind(config.http)) if config.http is not None else None
+        self._http = listening.http if config.http is not None else None
         self._isolation = detect(config.isolation)
         lib = make_lib_dir(config.runtime_dir / "lib")
         store = VersionStore(config.state_dir)

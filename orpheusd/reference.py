@@ -45,6 +45,9 @@ started, and the exit code says what it was.
 | {address} | another process listens on the HTTP door's address; the message names it where the kernel tells |
 | {running} | another daemon has the directory; the message has its pid |
 
+An agent that took the address while no daemon was there is killed with all that is in its sandbox, and the daemon
+starts. Where systemd holds the listening sockets nobody can take it.
+
 ## Stopping
 
 The first SIGTERM or SIGINT stops the daemon. From then on
@@ -117,6 +120,7 @@ themselves, is ready at once, and adopts each agent's workers as they dial:
 | a detached run that waited | waits again, and is executed once |
 | a run that waited for its caller | `crashed`, never executed: its caller's connection is gone |
 | a worker that does not dial within 5 s | is killed; if it is in a run, it has that run's timeout |
+| a template that does not dial within 5 s | is killed with all that is in its sandbox |
 | a worker that died meanwhile | its runs are `crashed`, cause unknown; its sessions are `lost` or `restored` |
 | a template that speaks another version of the protocol | is killed with its workers |
 

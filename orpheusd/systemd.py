@@ -20,10 +20,10 @@ WORDS_A_PERIOD = 4
 
 
 class Listening(NamedTuple):
-    """The listening sockets that the daemon was given, each None where it makes its own.
+    """The listening sockets that the daemon was given or has bound, each None where it is still to make its own.
 
     Those that systemd has too are in `kept`: whoever connects while no daemon accepts waits for the next one. The
-    others an earlier image of the daemon has made.
+    others this or an earlier image of the daemon has made.
     """
 
     http: socket.socket | None = None

@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 from orpheusd.agents import Manifest
+from orpheusd.config import environ_behind
 from orpheusd.deploy.importchild import Outcome
 from orpheusd.process import survivors
 from orpheusd.process.pidfds import PidFd
@@ -42,9 +43,8 @@ def run(code_dir: Path, manifest: Manifest, python: Path, deadline_s: float = DE
             "module": module, "entrypoint": manifest.entrypoint, "concurrency": manifest.concurrency,
             "name": manifest.name, "env": {**manifest.env, "WORKSPACE_DIR": workspace},
         }
-        # env(1) puts the tag where `survivors` finds it, whatever the module starts
         process = subprocess.Popen(
-            ["env", tag, str(python), "-I", "-B", "-c", _CHILD], cwd=code_dir,
+            [str(python), "-I", "-B", "-c", _CHILD], cwd=code_dir, env=environ_behind(tag),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         hangs = False
         try:

@@ -19,15 +19,15 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from orpheusd.config import Config, http_address
+from orpheusd.config import Config, environ_behind, http_address
 from orpheusd.doors.connection import Connection
 from orpheusd.doors.control import ControlDoor
 from orpheusd.doors.token import digest_of_token
 from orpheusd.errors import AddressInUse, OrpheusError
 from orpheusd.handover import Door
 from orpheusd.operations import Access
-from orpheusd.process.child import Child
-from orpheusd.process.listeners import listener_on
+from orpheusd.process.child import NOT_FOR_CHILDREN, Child
+from orpheusd.process.listeners import evict, listener_on
 from orpheusd.process.sandbox import Isolation, door_argv
 from orpheusd.tasks import must_not_fail
 
@@ -60,6 +60,21 @@ def bind(address: str) -> socket.socket:
         raise OrpheusError("conflict", f"cannot listen on {address}: {error.strerror}; choose another address with "
                                        "--http, or use --no-http") from error
     return sock
+
+
+async def claim(address: str, runtime_dir: Path) -> socket.socket:
+    """The same, but an agent of this runtime directory that listens there while no daemon does is killed, and all that
+    is in its sandbox. Raises as `bind` does when it is anybody else.
+    """
+    while True:
+        try:
+            return bind(address)
+        except AddressInUse:
+            evicted = await evict(*http_address(address), runtime_dir)
+            if not evicted:
+                raise
+            log.error("an agent listens on %s, where HTTP clients look for the daemon: %s killed, with all workers; "
+                      "only a socket that systemd holds cannot be taken", address, ", ".join(evicted))
 
 
 def tag_of(runtime_dir: Path) -> str:
@@ -175,7 +190,7 @@ class FrontDoors:
                     fds = (*fds, pipe.fileno())
                     program.append(f"--token-fd={pipe.fileno()}")
                 argv, more = stack.enter_context(door_argv(self._isolation, program, self._tag).opened())
-                return Child.start(argv, (*fds, *more), self._tag), ours
+                return Child.start(argv, (*fds, *more), environ_behind(self._tag, NOT_FOR_CHILDREN)), ours
 
 
 def _digest(config: Config) -> bytes | None:

@@ -7,7 +7,7 @@ systemd says to the daemon is not said to it.
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from orpheusd.process import survivors
 from orpheusd.process.pidfds import PidFd
@@ -29,11 +29,10 @@ class Child:
         self._held = PidFd(pid)
 
     @classmethod
-    def start(cls, argv: Sequence[str], pass_fds: Sequence[int], tag: str) -> "Child":
-        """`tag` is `NAME=value` in its environment, for `kill_leftovers`."""
-        env = ["/usr/bin/env", *(f"--unset={name}" for name in NOT_FOR_CHILDREN), tag]
+    def start(cls, argv: Sequence[str], pass_fds: Sequence[int], environ: Mapping[str, str]) -> "Child":
+        """`environ` begins with the tag for `kill_leftovers`."""
         process = subprocess.Popen(
-            [*env, *argv], stdin=subprocess.DEVNULL, pass_fds=tuple(pass_fds), start_new_session=True)
+            argv, env=environ, stdin=subprocess.DEVNULL, pass_fds=tuple(pass_fds), start_new_session=True)
         return cls(process.pid, process)
 
     async def wait(self) -> int:

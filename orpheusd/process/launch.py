@@ -76,7 +76,9 @@ class TemplateProcess:
         self._inner: PidFd | None = None
         self._output = output
         self._sandboxed = command.sandboxed
-        self._tag = f"{SANDBOX_TAG}={command.env[SANDBOX_TAG]}" if SANDBOX_TAG in command.env else None
+        # in a sandbox the kernel ends what is inside with its first process, and nobody has to be looked for
+        sought = SANDBOX_TAG in command.env and not command.sandboxed
+        self._tag = f"{SANDBOX_TAG}={command.env[SANDBOX_TAG]}" if sought else None
         self._loop = asyncio.get_running_loop()
         self._met: asyncio.Future[None] = self._loop.create_future()
         self._reaper = self._loop.create_task(self._reap())

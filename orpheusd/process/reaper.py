@@ -24,7 +24,7 @@ async def reap(runtime_dir: Path, door_tag: str, service_result: str | None) -> 
         return 0
     records = Records(runtime_dir / "born")
     killed = await kill_tagged(door_tag)
-    for record in records.all():
-        killed += await kill_tagged(f"{SANDBOX_TAG}={record.template}")
-        records.forget(record.template)
+    for template in records.templates():
+        killed += await kill_tagged(f"{SANDBOX_TAG}={template}")
+        records.forget(template)
     return killed

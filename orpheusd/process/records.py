@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from orpheusd.process.plan import Plan
 
+_WRITTEN, _UNFINISHED = ".json", ".new"
+
 
 class Record(NamedTuple):
     """One template: which version of which agent it forks, the secret behind every nonce of its sandbox, and the
@@ -43,7 +45,7 @@ class Records:
     def write(self, record: Record) -> None:
         """Raises OSError."""
         path = self._path(record.template)
-        temporary = path.with_suffix(".new")
+        temporary = path.with_suffix(_UNFINISHED)
         temporary.unlink(missing_ok=True)
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "w") as stream:
@@ -54,15 +56,28 @@ class Records:
         self._path(template).unlink(missing_ok=True)
 
     def all(self) -> list[Record]:
-        """Every record, by template. What cannot be read is removed: nobody could be believed by it."""
+        """Every record, by template. What is malformed is removed: nobody could be believed by it.
+
+        Raises OSError when one cannot be read: its template may live, and without it would get a rival.
+        """
         found = []
-        for path in sorted(self._directory.iterdir()):
+        for template in self.templates():
             try:
-                record = Record(**json.loads(path.read_text()))
+                record = Record(**json.loads(self._path(template).read_bytes()))
                 found.append(record._replace(version=int(record.version), memory_bytes=int(record.memory_bytes)))
-            except (OSError, ValueError, TypeError):
-                path.unlink(missing_ok=True)
+            except (ValueError, TypeError):
+                self.forget(template)
         return found
 
+    def templates(self) -> list[str]:
+        """Whom there are records of, whatever is in them. What was not written to its end is removed: a template is
+        started after that. Raises OSError.
+        """
+        paths = list(self._directory.iterdir())  # not glob(), to which a directory that cannot be read is empty
+        for path in paths:
+            if path.suffix == _UNFINISHED:
+                path.unlink(missing_ok=True)
+        return sorted(path.stem for path in paths if path.suffix == _WRITTEN)
+
     def _path(self, template: str) -> Path:
-        return self._directory / f"{template}.json"
+        return self._directory / f"{template}{_WRITTEN}"

@@ -28,7 +28,8 @@ LIB_DIR = "/run/orpheus/lib"
 LINK_DIR = "/run/orpheus/link"
 SOCKET_NAME = "worker.sock"
 
-#: The environment variable that marks every process of a template, for the sweep of survivors.
+#: The environment variable that marks every process of a template, for the sweep of survivors. An agent can erase it
+#: from its own memory, but not from the bubblewrap around it, which the sweep finds with all that is below it.
 SANDBOX_TAG = "ORPHEUS_SANDBOX"
 
 #: What a template runs. `{lib!r}` becomes the directory of the runtime's own code as seen by the template.
@@ -215,10 +216,11 @@ def template_argv(
     """The command that starts a template. `bootstrap` is its Python code, `{lib!r}` in it the lib directory."""
     venv_dir = VENV_DIR if isolation.mode == "bwrap" else str(spec.venv_dir)
     python = str(interpreter.executable) if spec.venv_dir is None else f"{venv_dir}/bin/python"
+    tag = {SANDBOX_TAG: spec.template_id}
     env = {
+        **tag,
         "PATH": f"{venv_dir}/bin:{SEARCH_PATH}" if spec.venv_dir is not None else SEARCH_PATH,
         "LANG": "C.UTF-8",
-        SANDBOX_TAG: spec.template_id,
     }
     if isolation.mode != "bwrap":
         if lib.directory is None:
@@ -236,7 +238,7 @@ def template_argv(
     return Command(
         [str(isolation.bwrap_path), "--args", ARGS_FD, "--", python, "-I", "-c",
          bootstrap.replace("{lib!r}", repr(LIB_DIR))],
-        _joined(args), {}, "/", f"{LINK_DIR}/{SOCKET_NAME}", CODE_DIR, WORKSPACE_DIR,
+        _joined(args), tag, "/", f"{LINK_DIR}/{SOCKET_NAME}", CODE_DIR, WORKSPACE_DIR,
         _data(isolation, spec.agent, spec.network))
 
 
@@ -296,7 +298,7 @@ def door_argv(isolation: Isolation, program: Sequence[str], tag: str) -> Command
     ours = [Path(sys.prefix), *find_interpreter().binds, *libraries, code]
     binds = [path for path in ours if not path.is_relative_to("/usr")]
     name, _, value = tag.partition("=")
-    env = {"LANG": "C.UTF-8", "PYTHONPATH": ":".join(map(str, [code.parent, *libraries])), name: value}
+    env = {name: value, "LANG": "C.UTF-8", "PYTHONPATH": ":".join(map(str, [code.parent, *libraries]))}
     args = [*_namespaces(isolation, network=True), "--as-pid-1", "--hostname", "door"]
     args += root_of(binds, network=True, tmp_limit_bytes=TMP_LIMIT_BYTES)
     args += [*sealed(), "--chdir", "/", *_environment(env)]

@@ -156,6 +156,56 @@ def test_a_port_in_use_is_named_with_its_holder_before_anything_starts(new_daemo
     daemon.start()
 
 
+#: A child of the worker wants the daemon's port, and has it as soon as the daemon is gone.
+SQUATS = """
+import socket, time
+
+def handler(input_data):
+    if os.fork():
+        return None
+    os.setsid()
+    while True:
+        try:
+            door = socket.create_server(("127.0.0.1", input_data["port"]))
+        except OSError:
+            time.sleep(0.01)
+        else:
+            while True:
+                with door.accept()[0] as client:
+                    client.sendall(b"the agent")
+"""
+
+
+@pytest.mark.parametrize("isolation", ["auto", "none"])
+def test_an_agent_that_took_the_port_is_ended_and_the_others_go_on(
+    new_daemon: NewDaemon, tmp_path: Path, isolation: str
+) -> None:
+    # fault 58
+    daemon = new_daemon(isolation=isolation)
+    assert daemon.http is not None
+    port = int(daemon.http.rpartition(":")[2])
+    daemon.deploy(witness(tmp_path / "squats", SQUATS))
+    innocent = deploy(daemon, tmp_path / "innocent")
+    daemon.call("run", agent="squats", input={"port": port})
+    daemon.call("run", agent=innocent, input={"secret": "kept"}, session_id="s")
+    daemon.crash()
+    eventually(lambda: answer_at(port) == b"the agent", what="the agent to be the door")
+    daemon.start()
+    assert answer_at(port, b"GET /v1/health HTTP/1.0\r\nHost: localhost\r\n\r\n").startswith(b"HTTP/1.")
+    assert daemon.call("run", agent=innocent, input={}, session_id="s")["result"] == "kept"
+    assert f"an agent listens on 127.0.0.1:{port}" in daemon.log
+    eventually(lambda: daemon.call("agent.stats", agent="squats")["workers"]["healthy"] == 1, timeout_s=20)
+
+
+def answer_at(port: int, request: bytes = b"") -> bytes:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+            client.sendall(request)
+            return client.recv(64)
+    except OSError:
+        return b""
+
+
 @pytest.mark.parametrize("over", [0, 1])
 def test_a_path_too_long_for_sockets_is_refused_and_the_longest_works(
         new_daemon: NewDaemon, tmp_path: Path, over: int) -> None:

@@ -7,7 +7,8 @@ import httpx
 import psutil
 import pytest
 
-from orpheusd.process import sandbox
+from orpheusd.doors.front import tag_of
+from orpheusd.process import sandbox, survivors
 from tests.daemon import Daemon, command
 
 NewDaemon = Callable[..., Daemon]
@@ -65,3 +66,10 @@ def test_a_door_without_its_sandbox_goes_and_another_comes(new_daemon: NewDaemon
 
 def test_without_isolation_a_door_serves_as_well(new_daemon: NewDaemon) -> None:
     assert len(serving(new_daemon(isolation="none"))) == 1
+
+
+@pytest.mark.parametrize("isolation", ["auto", "none"])
+def test_a_door_is_found_by_its_tag_however_much_its_daemon_was_given(new_daemon: NewDaemon, isolation: str) -> None:
+    daemon = new_daemon(isolation=isolation, env={"LARGE": "x" * 100_000})
+    assert httpx.get(f"{daemon.http}/v1/health").is_success
+    assert survivors.tagged(tag_of(daemon.runtime_dir))

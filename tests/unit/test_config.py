@@ -174,3 +174,12 @@ def test_any_other_address_is_refused_with_advice(text: str) -> None:
 def test_an_address_needs_a_port(text: str) -> None:
     with pytest.raises(OrpheusError, match="HOST:PORT"):
         http_address(text)
+
+
+def test_a_childs_environment_begins_with_its_tag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/systemd/notify")
+    monkeypatch.setenv("ORPHEUS_DOOR_OF", "/of/another")
+    made = config.environ_behind("ORPHEUS_DOOR_OF=/run/a=b", ("NOTIFY_SOCKET",))
+    assert next(iter(made.items())) == ("ORPHEUS_DOOR_OF", "/run/a=b")
+    assert made == {**{name: text for name, text in os.environ.items() if name != "NOTIFY_SOCKET"},
+                    "ORPHEUS_DOOR_OF": "/run/a=b"}

@@ -50,7 +50,7 @@ def test_a_sandboxed_command_line_names_nothing_of_the_host() -> None:
     command = template_argv(BWRAP, PYTHON, spec(Path("/state/venv")), find_runtime_lib())
     assert command.argv[:4] == ["/usr/bin/bwrap", "--args", ARGS_FD, "--"]
     assert not any("/state" in word or "my-agent" in word or "t-1-1" in word for word in command.argv)
-    assert command.env == {}
+    assert command.env == {"ORPHEUS_SANDBOX": "t-1-1"}, "what the bubblewrap is found by"
 
 
 def test_what_is_bound_where() -> None:

@@ -69,6 +69,15 @@ def test_the_tag_is_the_whole_of_a_variable() -> None:
         assert other.poll() is None
 
 
+def test_only_the_beginning_of_an_environment_is_read() -> None:
+    large = {"LARGE": "x" * 100_000}
+    with running("sleep", "60", ORPHEUS_WORKER="w-8-8", **large) as first, \
+            running("sleep", "60", **large, ORPHEUS_WORKER="w-8-8") as last:
+        for process in (first, last):
+            eventually(lambda process=process: b"sleep" in Path(f"/proc/{process.pid}/cmdline").read_bytes())
+        assert survivors.tagged("ORPHEUS_WORKER=w-8-8") == [first.pid]
+
+
 @pytest.mark.parametrize("tag", ["", "=", "ORPHEUS_WORKER=", "=w-1", "ORPHEUS_WORKER"])
 def test_a_tag_that_would_find_strangers_is_refused(tag: str) -> None:
     with pytest.raises(ValueError, match="strangers"):
@@ -103,6 +112,17 @@ def test_descendants_that_lost_the_tag_are_found_through_their_parents(tmp_path:
         assert sweep("ORPHEUS_SANDBOX=t-3-3") == 3
         assert parent.wait() == -9
     assert not any(alive(int(pid)) for pid in said.read_text().split())
+
+
+def test_whose_a_process_is_shows_above_it(tmp_path: Path) -> None:
+    said = tmp_path / "pids"
+    with running("/bin/sh", "-c", f"env -i sleep 60 & echo $! >> {said}; wait", ORPHEUS_SANDBOX="t-6-6") as parent:
+        child = int(eventually(lambda: said.exists() and said.read_text()))
+        eventually(lambda: b"sleep" in Path(f"/proc/{child}/cmdline").read_bytes())
+        ours = {"ORPHEUS_SANDBOX=t-6-6", "ORPHEUS_SANDBOX=t-6-7"}
+        assert survivors.owner(parent.pid, ours) == survivors.owner(child, ours) == "ORPHEUS_SANDBOX=t-6-6"
+        assert survivors.owner(child, {"ORPHEUS_SANDBOX=t-6-7"}) is None
+        assert sweep("ORPHEUS_SANDBOX=t-6-6") == 2
 
 
 def test_one_that_keeps_forking_is_caught_up_with(tmp_path: Path) -> None:  # fault 13
