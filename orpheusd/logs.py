@@ -17,6 +17,8 @@ import orjson
 FILE_LIMIT_BYTES = 8 * 1024 * 1024
 #: Lines that wait to be written, over all agents; beyond that they are dropped and counted.
 BACKLOG_LINES = 20_000
+#: Lines that are written at a time: they hold the interpreter for less than a millisecond, and then the loop gets it.
+PIECE_LINES = 200
 #: How long a line may wait before it is written down.
 FLUSH_S = 0.2
 
@@ -25,11 +27,13 @@ Follower = Callable[[Row], None]
 
 
 class AgentLogs:
-    """The logs of all agents. Invariant: at most BACKLOG_LINES lines are held in memory."""
+    """The logs of all agents. Invariant: at most BACKLOG_LINES lines are held in memory, with those being written."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._backlog: deque[tuple[str, Row]] = deque()
+        self._taken_lines = 0  # counted by the loop
+        self._written_lines = 0  # counted by the thread
         self._dropped = 0
         self._followers: dict[str, list[Follower]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -38,9 +42,10 @@ class AgentLogs:
     def append(self, agent: str, row: Row) -> None:
         for follower in self._followers.get(agent, ()):
             follower(row)
-        if len(self._backlog) >= BACKLOG_LINES:
+        if self._taken_lines - self._written_lines >= BACKLOG_LINES:
             self._dropped += 1
             return
+        self._taken_lines += 1
         self._backlog.append((agent, row))
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_S, self._flush)
@@ -86,12 +91,19 @@ class AgentLogs:
             agent, row = batch[-1]
             batch.append((agent, {**row, "stream": "stderr", "text": f"({self._dropped} lines were dropped here)"}))
             self._dropped = 0
+            self._taken_lines += 1
         if batch:
             self._thread.submit(self._write, batch)
 
     def _write(self, batch: list[tuple[str, Row]]) -> None:
+        for start in range(0, len(batch), PIECE_LINES):
+            piece = batch[start:start + PIECE_LINES]
+            self._write_piece(piece)
+            self._written_lines += len(piece)
+
+    def _write_piece(self, piece: list[tuple[str, Row]]) -> None:
         texts: dict[str, list[bytes]] = {}
-        for agent, row in batch:
+        for agent, row in piece:
             texts.setdefault(agent, []).append(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
         for agent, lines in texts.items():
             path, older = self._files(agent)

@@ -1,16 +1,20 @@
 """A channel: one connection between the daemon and a template or a worker.
 
-It turns bytes into messages and messages into bytes, and holds the process at the other end by a pidfd from
-the moment it connects. Whom it belongs to is the business of `orpheusd.process.processes`.
+It turns bytes into messages and messages into bytes, and holds the process at the other end by a pidfd. What more
+comes than is heard at once waits for its turn (`orpheusd.process.shares`), and nothing is read meanwhile. Whom it
+belongs to is the business of `orpheusd.process.processes`.
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import orjson
 
+from orpheusd.process.allowance import Excess
 from orpheusd.process.pidfds import PidFd
+from orpheusd.process.shares import HEAVY_S, TURN_MESSAGES, Shares
 from orpheusd.wire.worker import Message, ProtocolViolation, Role, WorkerLink
 
 #: A process that dials home says hello at once; one that has not by now never will.
@@ -18,11 +22,10 @@ HELLO_TIMEOUT_S = 5.0
 
 
 class Listener(Protocol):
-    """Who is told what happens on channels, and may turn one away before it costs anything."""
+    """Who is told what happens on channels."""
 
-    def welcome(self, channel: "Channel") -> bool: ...
-
-    def heard(self, channel: "Channel", message: Message) -> None: ...
+    def heard(self, channel: "Channel", message: Message) -> None:
+        """Raises Excess when nothing more that comes from there shall be believed."""
 
     def violated(self, channel: "Channel", detail: str) -> None: ...
 
@@ -30,48 +33,38 @@ class Listener(Protocol):
 
 
 class Channel(asyncio.Protocol):
-    """Invariant: `owner` is "" until a hello was believed; after `closed` was told nothing more is heard.
+    """Invariant: `owner` is "" until a hello was believed; after `closed` was told nothing more is heard. While it
+    waits for a turn nothing is read.
 
     `undelivered` are the runs that the other end has certainly not read. When a process dies with bytes unread,
     the kernel resets the connection instead of ending it (unix(7) sockets; unix_release_sock), and then the last
     message was among them. `last_run` is the run of that message, if it was one and nothing has been said of it since.
     """
 
-    def __init__(self, listener: Listener, home: str) -> None:
+    def __init__(self, listener: Listener, home: str, shares: Shares, on_met: Callable[[bool], None]) -> None:
+        """`on_met` is told, once, whether the hello was believed."""
         self.home = home
         self.owner = ""
         self.process: PidFd | None = None
         self.undelivered: set[str] = set()
         self.last_run: str | None = None
         self._listener = listener
+        self._shares = shares
+        self._on_met = on_met
         self._link = WorkerLink(Role.SUPERVISOR, orjson.loads, orjson.dumps)
         self._transport: asyncio.Transport | None = None
         self._hello_timer: asyncio.TimerHandle | None = None
         self._broken = False
+        self._waits = False
         self._flushed: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        if not self._listener.welcome(self):
-            self._transport.abort()
-            return
-        try:
-            self.process = PidFd.of_peer(transport.get_extra_info("socket"))
-        except OSError:
-            self._transport.abort()
-            return
         self._hello_timer = asyncio.get_running_loop().call_later(HELLO_TIMEOUT_S, self._no_hello)
 
     def data_received(self, data: bytes) -> None:
-        if self._broken:
-            return
-        try:
-            messages = self._link.receive(data)
-        except ProtocolViolation as error:
-            self.violated(str(error))
-            return
-        for message in messages:
-            self._listener.heard(self, message)
+        if not self._broken:
+            self._take_turn(data)
 
     def resume_writing(self) -> None:
         if self._flushed is not None and not self._flushed.done():
@@ -79,6 +72,8 @@ class Channel(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.resume_writing()
+        while self.owner and self._link.behind and not self._broken:
+            self._hear(b"")
         self.met()
         if self.last_run is not None and isinstance(exc, ConnectionResetError | BrokenPipeError):
             self.undelivered.add(self.last_run)
@@ -113,6 +108,7 @@ class Channel(asyncio.Protocol):
         if self._hello_timer is not None:
             self._hello_timer.cancel()
             self._hello_timer = None
+            self._on_met(bool(self.owner))
 
     def violated(self, detail: str) -> None:
         """Believe nothing more that comes from here."""
@@ -127,12 +123,38 @@ class Channel(asyncio.Protocol):
     def closing(self) -> bool:
         return self._transport is None or self._transport.is_closing()
 
+    def _take_turn(self, data: bytes) -> None:
+        started = time.perf_counter()
+        self._hear(data)
+        took_s = time.perf_counter() - started
+        if (took_s > HEAVY_S or self._link.behind) and not (self._waits or self._broken or self.closing):
+            self._waits = True
+            cast(asyncio.Transport, self._transport).pause_reading()
+            self._shares.wait(self._go_on, took_s)
+
+    def _hear(self, data: bytes) -> None:
+        """Hear a turn's worth of what has come."""
+        try:
+            messages = self._link.receive(data, TURN_MESSAGES)
+        except ProtocolViolation as error:
+            self.violated(str(error))
+            return
+        try:
+            for message in messages:
+                self._listener.heard(self, message)
+                if self._broken:
+                    return
+        except Excess as error:
+            self.violated(str(error))
+
+    def _go_on(self) -> None:
+        """Its turn has come again."""
+        self._waits = False
+        if self._link.behind and not (self._broken or self.closing):
+            self._take_turn(b"")
+        if not self._waits and self._transport is not None:
+            self._transport.resume_reading()
+
     def _no_hello(self) -> None:
         if not self.owner:
             self.close()
-
-
-async def listen(path: str, listener: Listener, home: str) -> asyncio.AbstractServer:
-    """A server on the Unix socket `path` whose connections are channels of template `home`."""
-    factory: Callable[[], Channel] = lambda: Channel(listener, home)  # noqa: E731
-    return await asyncio.get_running_loop().create_unix_server(factory, path)

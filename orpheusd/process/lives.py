@@ -12,12 +12,14 @@ import orjson
 from orpheusd.failpoints import reached
 from orpheusd.process.adopted import AdoptedTemplate
 from orpheusd.process.causes import cause_of
-from orpheusd.process.channel import Listener, listen
+from orpheusd.process.channel import Listener
+from orpheusd.process.entrance import Entrance
 from orpheusd.process.launch import launch_template
 from orpheusd.process.members import TemplateMember
 from orpheusd.process.plan import Plan
 from orpheusd.process.records import Record, Records
 from orpheusd.process.sandbox import SOCKET_NAME, Interpreter, Isolation, RuntimeLib, template_argv
+from orpheusd.process.shares import Shares
 
 
 class Lives:
@@ -34,6 +36,7 @@ class Lives:
         self._lib = lib
         self._listener = listener
         self._note = note
+        self._shares = Shares()
 
     def orphans(self) -> list[Record]:
         """The templates that an earlier daemon started and that may still be there. What else it left is removed."""
@@ -51,11 +54,11 @@ class Lives:
             link_dir.mkdir(mode=0o700, parents=True, exist_ok=plan is None)
             self._records.write(template.record)
             (link_dir / SOCKET_NAME).unlink(missing_ok=True)
-            server = await listen(f"{link_dir}/{SOCKET_NAME}", self._listener, template.id)
+            entrance = Entrance(f"{link_dir}/{SOCKET_NAME}", template.id, self._listener, self._shares)
             try:
                 return await (self._await_orphan(template) if plan is None else self._launch(template, plan, link_dir))
             finally:
-                server.close()
+                entrance.close()
         except OSError as error:
             return f"it could not be started: {error}"
         finally:

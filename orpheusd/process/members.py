@@ -3,6 +3,7 @@
 from collections import deque
 from typing import Any, Protocol
 
+from orpheusd.process.allowance import PAST_PYTHON_RATE_BYTES_S, Allowance, Excess
 from orpheusd.process.channel import Channel
 from orpheusd.process.holdings import (
     HELD_LIMIT,
@@ -42,8 +43,8 @@ class TemplateMember:
         self.process: TemplateHandle | None = None
         self.output: deque[str] = deque(maxlen=KEPT_OUTPUT_LINES)
         self.setup: dict[str, Any] = {}
-        self.strangers: set[Channel] = set()
         self.orphans: list[str] = []
+        self.allowance = Allowance()
         self.kill_wanted = False
 
     @property
@@ -69,6 +70,8 @@ class WorkerMember:
         self.sessions: list[Session] = []
         self.held: list[Message] = []
         self._held_bytes = 0
+        self.allowance = Allowance()
+        self.past_python = Allowance(PAST_PYTHON_RATE_BYTES_S)
         self._acknowledged: list[str] = []
         self.eof = False
         self.dead = False
@@ -89,17 +92,26 @@ class WorkerMember:
         nobody but us would know of it. It dials again."""
         return home == self.template.id and nonce == self.nonce and not self.template.orphaned
 
-    def holds(self, message: Message) -> bool:
-        """It tells of sessions, or of a run, that it has; beyond a bound it is not believed. False: there can be no
-        such run."""
-        if message.type == "sessions":
-            if len(self.sessions) < SESSIONS_LIMIT:
-                self.sessions += sessions_in(message.payload)
-            return True
-        if len(self.held) < HELD_LIMIT:
+    def holds(self, message: Message) -> None:
+        """It tells of sessions, or of a run, that it has; beyond a bound it is not believed. Raises Excess when it
+        keeps telling all the same, of what there cannot be, or was born to this daemon, which knows what it has."""
+        if message.type == "sessions" and self.orphaned and len(self.sessions) < SESSIONS_LIMIT:
+            self.sessions += sessions_in(message.payload)
+        elif message.type == "held" and self.orphaned and len(self.held) < HELD_LIMIT:
+            if not is_held(message.fields):
+                raise Excess("it holds a run that there cannot be")
             self._held_bytes += len(message.payload)
             self.held.append(message if self._held_bytes <= HELD_LIMIT_BYTES else message._replace(payload=b""))
-        return is_held(message.fields)
+            self.allowance.begin(message.fields["run_id"], streams=True)
+        else:
+            self.allowance.stray(message.type)
+
+    def says_line(self, run_id: str | None, text: str) -> None:
+        """It said `log`. Until it has told what it executes, any run will do. Raises Excess."""
+        if run_id is None or self.orphaned:
+            self.allowance.line(text)
+        else:
+            self.allowance.run_line(run_id, text)
 
     def heard_out(self) -> tuple[list[Session], list[Message]]:
         """It has told everything: the sessions, and the `held` of its runs. It is no orphan any more."""

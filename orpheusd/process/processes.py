@@ -39,8 +39,6 @@ LAST_WORDS_S = 1.0
 STATUS_S = 0.5
 #: A process that dies closes its channel first: so long it may be about to, before it is one that only did that.
 DYING_S = 0.2
-#: Connections to one template's socket that have not said who they are; each costs two descriptors for a while.
-STRANGERS_LIMIT = 64
 #: What one line of a log may have; a worker cuts earlier, one that lies is cut here.
 LOG_TEXT_LIMIT = 16 * 1024
 
@@ -78,7 +76,7 @@ class Processes:
         self._tasks: set[asyncio.Task[None]] = set()
         self._heard: dict[str, Callable[[Channel, Message], None]] = {
             "ended": self._heard_ended,
-            "output": lambda channel, message: self._sinks.output(channel.owner, message),
+            "output": self._heard_output,
             "log": self._heard_log,
             "hello": self._heard_hello,
             "workers": self._heard_workers,
@@ -168,6 +166,7 @@ class Processes:
     def run(self, worker_id: str, fields: dict[str, Any], payload: bytes) -> None:
         worker = self._workers.get(worker_id)
         if worker is not None and worker.channel is not None:
+            worker.allowance.begin(fields["run_id"], fields["stream"])
             worker.channel.say("run", fields, payload)
 
     def cancel(self, worker_id: str, run_id: str, reason: str) -> None:
@@ -209,14 +208,6 @@ class Processes:
 
     # What channels tell
 
-    def welcome(self, channel: Channel) -> bool:
-        """Whether somebody more may dial home there. Agents can dial too, and say nothing."""
-        template = self._templates.get(channel.home)
-        if template is None or len(template.strangers) >= STRANGERS_LIMIT:
-            return False
-        template.strangers.add(channel)
-        return True
-
     def heard(self, channel: Channel, message: Message) -> None:
         if channel.owner or message.type == "hello":
             self._heard[message.type](channel, message)
@@ -232,7 +223,6 @@ class Processes:
             channel.close()
 
     def closed(self, channel: Channel) -> None:
-        self._no_stranger(channel)
         worker = self._workers.get(channel.owner)
         if worker is not None and worker.channel is channel:
             worker.eof = True
@@ -255,7 +245,6 @@ class Processes:
             channel.close()
             return
         known.channel = channel
-        self._no_stranger(channel)
         channel.owner = id
         channel.met()
         if message.fields["protocol"] != PROTOCOL_VERSION:
@@ -283,19 +272,29 @@ class Processes:
         worker = self._workers.get(channel.owner)
         if worker is not None:
             worker.has_read(message.fields["run_id"])
+            worker.allowance.end(message.fields["run_id"])
         self._sinks.ended(channel.owner, message)
+
+    def _heard_output(self, channel: Channel, message: Message) -> None:
+        worker = self._workers.get(channel.owner)
+        if worker is not None:
+            worker.allowance.piece(message.fields["run_id"])
+            self._sinks.output(worker.id, message)
 
     def _heard_workers(self, channel: Channel, message: Message) -> None:
         template = self._templates.get(channel.owner)
-        if template is not None and template.orphaned:
+        if template is None:
+            return
+        template.allowance.stray(message.type)
+        if template.orphaned and not template.orphans:
             template.orphans = orphans_in(message.payload, template.record.nonce)
             for id in template.orphans:
                 self._workers.setdefault(id, WorkerMember(id, template, orphaned=True))
 
     def _heard_holding(self, channel: Channel, message: Message) -> None:
         worker = self._workers.get(channel.owner)
-        if worker is not None and worker.orphaned and not worker.holds(message):
-            channel.violated("it holds a run that there cannot be")
+        if worker is not None:
+            worker.holds(message)
 
     def _heard_ready(self, channel: Channel, message: Message) -> None:
         worker, template = self._workers.get(channel.owner), self._templates.get(channel.owner)
@@ -325,22 +324,25 @@ class Processes:
             if worker.channel is None:
                 worker.eof = True
             self._conclude(worker)
+        elif channel.owner in self._templates:
+            self._templates[channel.owner].allowance.stray(message.type)
 
     def _heard_log(self, channel: Channel, message: Message) -> None:
-        worker_id = channel.owner
-        if worker_id not in self._workers:
+        fields = message.fields
+        worker, template = self._workers.get(channel.owner), self._templates.get(channel.owner)
+        if worker is not None:
+            worker.says_line(fields["run_id"], fields["text"])
+        elif template is not None:
             # a template speaks for its own workers only
-            worker_id = message.fields["worker_id"]
-            worker = self._workers.get(worker_id)
-            if worker is None or worker.template.id != channel.owner:
+            worker = self._workers.get(fields["worker_id"])
+            if worker is None or worker.template is not template:
+                template.allowance.line(fields["text"])
                 return
-        message.fields["text"] = message.fields["text"][:LOG_TEXT_LIMIT]
-        self._sinks.log(worker_id, message, worker_id != channel.owner)
-
-    def _no_stranger(self, channel: Channel) -> None:
-        template = self._templates.get(channel.home)
-        if template is not None:
-            template.strangers.discard(channel)
+            worker.past_python.line(fields["text"])
+        else:
+            return
+        fields["text"] = fields["text"][:LOG_TEXT_LIMIT]
+        self._sinks.log(worker.id, message, template is not None)
 
     # Deaths
 

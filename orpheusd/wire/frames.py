@@ -42,7 +42,8 @@ class LineBuffer:
         elif rest:
             self._partial += rest
         limit = self.limit_bytes
-        if len(self._partial) > limit or any(len(line) > limit for line in lines):
+        if len(self._partial) > limit or (lines and len(lines[0]) > limit) or (
+                len(data) > limit and any(len(line) > limit for line in lines)):
             raise FrameTooLong(limit)
         return lines
 

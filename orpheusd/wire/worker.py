@@ -9,6 +9,7 @@ Both ends are one class, `WorkerLink`. It owns no socket and no clock: bytes in,
 bytes out. The JSON codec is handed in, because the daemon's is not available inside the sandbox.
 """
 
+from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from typing import Any, NamedTuple
@@ -166,11 +167,11 @@ class ProtocolViolation(Exception):
 class WorkerLink:
     """One end of a link between the supervisor and a template or a worker.
 
-    Invariant: `state` is what both ends compute from the messages said so far. After a ProtocolViolation the
-    link is of no use and must be closed.
+    Invariant: `state` is what both ends compute from the messages said so far; `_lines` are those that have come and
+    were not asked for yet. After a ProtocolViolation the link is of no use and must be closed.
     """
 
-    __slots__ = ("_awaiting_payload", "_buffer", "_dumps", "_loads", "peer", "role", "state")
+    __slots__ = ("_awaiting_payload", "_buffer", "_dumps", "_lines", "_loads", "peer", "role", "state")
 
     def __init__(
         self,
@@ -185,6 +186,7 @@ class WorkerLink:
         self._loads = loads
         self._dumps = dumps
         self._buffer = LineBuffer(limit_bytes)
+        self._lines: deque[bytes] = deque()
         self._awaiting_payload: Message | None = None
 
     def send(self, type: str, fields: dict[str, Any], payload: bytes = b"") -> bytes:
@@ -195,14 +197,24 @@ class WorkerLink:
         line = self._dumps({"type": type, **fields})
         return b"%b\n%b\n" % (line, payload) if row.payload else b"%b\n" % line
 
-    def receive(self, data: bytes) -> list[Message]:
-        """The messages that `data` completes. Raises ProtocolViolation when the peer breaks the rules."""
+    @property
+    def behind(self) -> bool:
+        """Whether lines have come that were not asked for yet."""
+        return bool(self._lines)
+
+    def receive(self, data: bytes, most: int | None = None) -> list[Message]:
+        """The messages that are complete with `data`: all, or the first `most`, and the next call has more.
+
+        Raises ProtocolViolation when the peer breaks the rules.
+        """
+        lines = self._lines
         try:
-            lines = self._buffer.feed(data)
+            lines.extend(self._buffer.feed(data))
         except FrameTooLong as error:
             raise ProtocolViolation(str(error)) from error
         messages: list[Message] = []
-        for line in lines:
+        while lines and len(messages) != most:
+            line = lines.popleft()
             if self._awaiting_payload is not None:
                 messages.append(self._awaiting_payload._replace(payload=line))
                 self._awaiting_payload = None

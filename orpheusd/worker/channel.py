@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from orpheusd.wire.worker import PROTOCOL_VERSION, Message, Role, WorkerLink
+from orpheusd.wire.worker import PROTOCOL_VERSION, LinkState, Message, Role, WorkerLink
 from orpheusd.worker.descriptors import identity
 
 #: Below the size from which malloc takes fresh pages for every read.
@@ -29,6 +29,8 @@ LOG_BACKLOG_BYTES = 8 * 1024 * 1024
 ENVELOPE_BYTES = 200
 #: The supervisor accepts at once; longer than this and it is not there.
 DIAL_TIMEOUT_S = 10.0
+#: What is said of a run while it goes on, and that it does no more.
+OF_RUNS = frozenset(("output", "log", "ended"))
 #: How often a wait for the socket looks up: a cancel must get through, and a dead peer be noticed.
 LOOK_UP_S = 0.05
 
@@ -100,6 +102,7 @@ class Channel:
         self._batch: list[Posting] = []
         self._rest = memoryview(b"")
         self._log_bytes = 0
+        self._going_on: set[str] = set()
         self._baton: dict[str, list[int]] = {}
 
     def fileno(self) -> int:
@@ -127,6 +130,10 @@ class Channel:
             self.lost = True
             raise ChannelClosed("the supervisor closed the channel")
         return self.link.receive(data)
+
+    def begins(self, run_id: str) -> None:
+        """From now on until its `ended` something may be said of this run."""
+        self._going_on.add(run_id)
 
     def log(self, fields: dict[str, Any], write: bool = True) -> bool:
         """Queue a `log` message; False when too much waits already, or the channel is lost. Never waits."""
@@ -278,6 +285,8 @@ class Channel:
         self._batch.clear()
         while self._queue and size < BATCH_BYTES:
             posting = self._queue.popleft()
+            if posting.type in OF_RUNS and not self._in_time(posting):
+                continue
             self._batch.append(posting)
             fields = posting.fields
             if posting.numbers is not None:
@@ -289,6 +298,20 @@ class Channel:
         if not self._queue:
             self._log_bytes = 0  # threads that count at once may miscount; an empty queue is the truth
         return memoryview(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+
+    def _in_time(self, posting: Posting) -> bool:
+        """Whether it can be said. A thread may have queued it for its run just after the end of that run was queued:
+        a line then belongs to no run, and output comes too late. What is told before `ready` of a channel that was
+        dialled again, nobody can have an opinion on."""
+        fields = posting.fields
+        run_id = fields["run_id"]
+        if posting.type == "ended":
+            self._going_on.discard(run_id)
+        elif run_id is not None and run_id not in self._going_on and self.link.state is LinkState.READY:
+            if posting.type == "output":
+                return False
+            fields["run_id"] = fields["session_id"] = None
+        return True
 
     def _await_room(self) -> None:
         waiter = select.poll()

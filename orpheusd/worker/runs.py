@@ -49,6 +49,7 @@ class Run:
         self._payload = message.payload
         self._channel = channel
         self._numbers = itertools.count()
+        channel.begins(self.id)
         timeout_s = fields["timeout_s"]
         self.state = None if self.session_id is None else memory.State(self.session_id)
         self.active = _runtime.ActiveRun(

@@ -39,6 +39,12 @@ WORKER_DIES = (
 )
 
 WORKER_MISBEHAVES = (
+    Handling(16, "lines of no run have a limit", "orpheusd/process/allowance.py",
+             "if not self._bucket.take(cost_bytes, time.monotonic()):", "if False:",
+             ("unit/test_process_allowance.py::test_what_means_nothing_is_heard_for_a_while",)),
+    Handling(16, "a flood takes turns with others", "orpheusd/process/channel.py",
+             "self._link.receive(data, TURN_MESSAGES)", "self._link.receive(data)",
+             ("integration/test_shares.py::test_who_says_little_is_heard_in_the_midst_of_a_flood",)),
     Handling(17, "who breaks the protocol is killed", "orpheusd/process/processes.py",
              "self._sinks.event(ev.WorkerMisbehaved(channel.owner, detail))\n"
              '            self.kill(channel.owner, f"protocol violation: {detail}")', "pass",

@@ -1,6 +1,7 @@
 """What agents print: kept in bounded files, found again by run and session, and heard by whoever follows."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -131,6 +132,27 @@ def test_an_agent_that_floods_loses_lines_not_memory(tmp_path: Path, monkeypatch
             assert texts(rows) == [*map(str, range(10)), "(15 lines were dropped here)"]
             agents.append("a", line("again"))
             assert texts(await agents.read("a", 1, None, None)) == ["again"]
+    run(life())
+
+
+def test_lines_that_are_being_written_count_as_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "BACKLOG_LINES", 10)
+    go_on = threading.Event()
+
+    async def life() -> None:
+        async with opened(tmp_path) as agents:
+            write = agents._write_piece
+            monkeypatch.setattr(agents, "_write_piece", lambda piece: go_on.wait(5) and write(piece))
+            for number in range(7):
+                agents.append("a", line(str(number)))
+            reading = asyncio.ensure_future(agents.read("a", 100, None, None))
+            await asyncio.sleep(0)  # these go to the disk, which takes its time
+            for number in range(7, 25):
+                agents.append("a", line(str(number)))
+            go_on.set()
+            await reading
+            rows = await agents.read("a", 100, None, None)
+            assert texts(rows) == [*map(str, range(10)), "(15 lines were dropped here)"]
     run(life())
 
 

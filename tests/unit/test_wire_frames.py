@@ -41,5 +41,15 @@ def test_a_line_over_the_limit_is_refused_when_it_is_seen(pieces: list[bytes]) -
     assert refused.value.limit_bytes == 10
 
 
+@pytest.mark.parametrize("pieces", [[b"x" * 11 + b"\n"], [b"x", b"x" * 10 + b"\n"], [b"a\n" + b"x" * 11 + b"\nb\n"],
+                                    [b"xx", b"x\n\n" + b"x" * 11 + b"\n"]])
+def test_a_line_over_the_limit_is_refused_wherever_it_is(pieces: list[bytes]) -> None:
+    buffer = LineBuffer(10)
+    for piece in pieces[:-1]:
+        buffer.feed(piece)
+    with pytest.raises(FrameTooLong):
+        buffer.feed(pieces[-1])
+
+
 def test_a_line_of_exactly_the_limit_passes() -> None:
     assert LineBuffer(10).feed(b"x" * 10 + b"\n") == [b"x" * 10]

@@ -149,6 +149,25 @@ def test_a_payload_is_bytes_that_nobody_decodes() -> None:
     assert message.payload == payload
 
 
+@pytest.mark.parametrize("most", [1, 2, 4, 5, 100])
+def test_of_what_has_come_as_much_is_told_as_was_asked_for(most: int) -> None:
+    said, messages = talk()
+    ours = link(Role.SUPERVISOR)
+    told = [ours.receive(said, most)]
+    while ours.behind:
+        told.append(ours.receive(b"", most))
+    assert [len(some) for some in told[:-1]] == [most] * (len(told) - 1) and 0 < len(told[-1]) <= most
+    assert [message for some in told for message in some] == messages
+
+
+def test_what_comes_meanwhile_is_told_after_what_waits() -> None:
+    said, messages = talk()
+    ours = link(Role.SUPERVISOR)
+    told = ours.receive(said[:-1], 2)
+    told += ours.receive(said[-1:], 100)
+    assert told == messages and not ours.behind
+
+
 def talk() -> tuple[bytes, list[Message]]:
     """Everything a worker may say in one life, and the messages it makes."""
     ours, theirs = link(Role.SUPERVISOR), link(Role.WORKER)

@@ -27,6 +27,7 @@ class Ends:
         self.heard: list[Message] = []
         self.channel.queue("hello", {"protocol": 1, "role": "worker", "id": "w", "nonce": "n"})
         self.channel.queue("ready", {"handler": "sync"})
+        self.channel.begins("r")
         self.listen(2)
 
     def listen(self, count: int = 0) -> None:
@@ -175,6 +176,22 @@ def test_what_an_agents_signal_handler_raises_is_not_taken_for_the_end(ends: End
     finally:
         timer.join()
         signal.signal(signal.SIGUSR2, old)
+
+
+def test_what_a_thread_says_too_late_is_not_said_of_the_run_that_has_ended(ends: Ends) -> None:
+    numbers = itertools.count()
+    late = {**line("late"), "run_id": "r", "session_id": "s"}
+    ends.channel.log({**late, "text": "in time"})
+    ends.channel.deliver("output", {"run_id": "r"}, b"1", numbers)
+    ends.channel.deliver("ended", {
+        "run_id": "r", "state": "completed", "code": "", "duration_us": 1, "dropped_bytes": 0, "context": None,
+        "saved": False}, b"1")
+    ends.channel.deliver("output", {"run_id": "r"}, b"2", numbers)
+    ends.channel.log(late)
+    ends.listen(6)
+    said = [(message.type, message.fields.get("run_id"), message.fields.get("session_id"))
+            for message in ends.heard[2:]]
+    assert said == [("log", "r", "s"), ("output", "r", None), ("ended", "r", None), ("log", None, None)]
 
 
 def test_nothing_there_is_none(ends: Ends) -> None:
