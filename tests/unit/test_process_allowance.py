@@ -19,7 +19,7 @@ def worker(orphaned: bool = False) -> WorkerMember:
 
 
 def held(run_id: str) -> Message:
-    return Message("held", {"run_id": run_id}, b"1")
+    return Message("held", {"run_id": run_id, "session_id": None, "context": None}, b"1")
 
 
 def times_until_excess(say: Callable[[], None], most: int) -> int:
