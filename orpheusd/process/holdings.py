@@ -16,9 +16,10 @@ WORKERS_LIMIT = 10_000
 Session = tuple[str, int, float, bool]
 
 
-def orphans_in(payload: bytes) -> list[str]:
-    """The worker ids in the payload of `workers`."""
-    return [id for id in _array(payload)[:WORKERS_LIMIT] if isinstance(id, str)]
+def orphans_in(payload: bytes) -> list[tuple[str, str]]:
+    """The workers in the payload of `workers`: id and nonce of each."""
+    return [(row[0], row[1]) for row in _array(payload)[:WORKERS_LIMIT]
+            if isinstance(row, list) and [type(value) for value in row] == [str, str]]
 
 
 def sessions_in(payload: bytes) -> list[Session]:

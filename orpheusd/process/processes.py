@@ -290,7 +290,8 @@ class Processes:
     def _heard_workers(self, channel: Channel, message: Message) -> None:
         template = self._templates.get(channel.owner)
         if template is not None and template.orphaned:
-            template.orphans = orphans_in(message.payload)
+            told, record = orphans_in(message.payload), template.record
+            template.orphans = [id for id, nonce in told if nonce == record.nonce(id)]
             for id in template.orphans:
                 self._workers.setdefault(id, WorkerMember(id, template, orphaned=True))
 

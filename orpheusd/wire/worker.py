@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from orpheusd.wire.frames import FrameTooLong, LineBuffer
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 #: A result may be 8 MiB; an error with its traceback and the envelope must fit as well.
 FRAME_LIMIT_BYTES = 9 * 1024 * 1024
@@ -80,7 +80,7 @@ MESSAGES: dict[str, Row] = {
         "to a template: the settings of the agent, its environment included (payload: an object)"),
     "workers": Row(
         _TEMPLATE, (LinkState.STARTING,), {}, True,
-        "said by a template that dials again: the workers it has (payload: an array of their ids)"),
+        "said by a template that dials again: the workers it has (payload: an array of `[id, nonce]`)"),
     "sessions": Row(
         _WORKER, (LinkState.STARTING,), {}, True,
         "said by a worker that dials again: sessions it holds (payload: an array of `[id, turns, idle_s, saved]`)"),

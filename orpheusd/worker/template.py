@@ -86,6 +86,7 @@ class Template:
         self._children = Children()
         self._dying: list[Dying] = []
         self._sheets: dict[str, int] = {}
+        self._nonces: dict[str, str] = {}
         self._preloaded: frozenset[int] = frozenset()
         self._more_dead = False
         self._patience: Patience | None = None
@@ -207,7 +208,8 @@ class Template:
             return
         self._redial_at = None
         self._poll.register(self._channel.fileno(), select.POLLIN)
-        self._channel.queue("workers", {}, json.dumps(list(self._children.workers.values())).encode())
+        workers = [[id, self._nonces[id]] for id in self._children.workers.values()]
+        self._channel.queue("workers", {}, json.dumps(workers).encode())
         self._channel.queue("ready", {"handler": ""})
 
     def _hear(self, message: Message, now: float) -> Birth | None:
@@ -285,7 +287,7 @@ class Template:
                 os._exit(EXIT_CANNOT_START)
             return Birth(worker_id, nonce, self._launch.socket, setup, stack)
         self._children.workers[pid] = worker_id
-        self._sheets[worker_id] = stack
+        self._sheets[worker_id], self._nonces[worker_id] = stack, nonce
         os.close(stdout_writer)
         os.close(stderr_writer)
         self._drains.add(worker_id, stdout, stderr, time.monotonic())
@@ -336,6 +338,7 @@ class Template:
                     continue
                 self._drains.finish(worker_id, now)
             self._dying.remove(dying)
+            del self._nonces[worker_id]
             self._tell_exited(dying.death, sheet.taken(self._sheets.pop(worker_id)))
 
     def _tell_exited(self, death: Death, stack: str) -> None:

@@ -103,7 +103,7 @@ def test_a_missing_value_is_named_and_how_to_give_it() -> None:
         manifest.resolved_env({})
     with pytest.raises(OrpheusError, match=r"does not take a value for MODE, X; .* are: KEY, OTHER"):
         manifest.resolved_env({"KEY": "1", "OTHER": "2", "X": "3", "MODE": "dev"})
-    with pytest.raises(OrpheusError, match="the value of KEY must be text .* with no NUL") as caught:
+    with pytest.raises(OrpheusError, match=r"the value of KEY must be text .* with no NUL") as caught:
         manifest.resolved_env({"KEY": "planted\0", "OTHER": "2"})
     assert "planted" not in str(caught.value)
 
