@@ -264,4 +264,4 @@ def doors(daemon: Daemon) -> tuple[int, ...]:
 def short(value: object) -> str:
     """An answer as what tells it from others: its words, without numbers, signs and what it quotes."""
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-    return re.sub(r"`[^`]*`|'[^']*'|\"[^\"]*\"|[^a-zA-Z]+", " ", text)[:40]
+    return re.sub(r"`[^`]*`|'[^']*'|\"[^\"]*\"|\S*\d\S*|[^a-zA-Z]+", " ", text)[:40]
