@@ -13,7 +13,7 @@ UNITS ?= $(if $(filter /usr /usr/local,$(PREFIX)),$(PREFIX)/lib,/etc)
 HOME_DIR := $(PREFIX)/lib/orpheus
 PROGRAMS := orpheusd orpheusctl orpheus
 
-.PHONY: help demo test check check-types check-unit check-property bench fault fault-proof soak test-all venv install uninstall clean
+.PHONY: help demo test check check-types check-unit check-property bench fault fault-proof soak fuzz test-all venv install uninstall clean
 
 help:  ## list these targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,10 @@ fault-proof: $(INSTALLED)  ## take the handling of faults out, one by one, and s
 soak: $(INSTALLED)  ## kill the daemon 200 times and workers 500 times under load (about 8 minutes)
 	@.ci/setup packages bubblewrap libseccomp2
 	@$(PY) -m tests.soak
+
+fuzz: $(INSTALLED)  ## a minute of hostile input at each way into a real daemon (about 6 minutes)
+	@.ci/setup packages bubblewrap libseccomp2
+	@$(PY) -m tests.fuzz
 
 test-all: test  ## the tests on every other supported Python that is installed as well
 	@for version in 3.12 3.13; do \

@@ -136,11 +136,11 @@ def _env_name(name: str) -> str:
 
 def _env_value(value: str) -> str:
     try:
-        size_bytes = len(value.encode())
-    except UnicodeEncodeError:  # half of a character: the error would tell the whole value
-        raise ValueError("must be text that can be written in UTF-8") from None
-    if "\0" in value or size_bytes > ENV_VALUE_LIMIT_BYTES:
-        raise ValueError(f"must hold no NUL and at most {ENV_VALUE_LIMIT_BYTES} bytes")
+        fits = "\0" not in value and len(value.encode()) <= ENV_VALUE_LIMIT_BYTES
+    except UnicodeEncodeError:  # half a character (a lone surrogate), which YAML can write and UTF-8 cannot
+        fits = False
+    if not fits:
+        raise ValueError(f"must be text of at most {ENV_VALUE_LIMIT_BYTES} bytes as UTF-8, with no NUL")
     return value
 
 

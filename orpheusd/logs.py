@@ -15,6 +15,8 @@ import orjson
 
 #: Two files of this size are kept for each agent: enough for a bad day, too little to fill a disk.
 FILE_LIMIT_BYTES = 8 * 1024 * 1024
+#: More than the two files can hold, for callers who ask for more than there are numbers.
+LINES_LIMIT = 2 * FILE_LIMIT_BYTES
 #: Lines that wait to be written, over all agents; beyond that they are dropped and counted.
 BACKLOG_LINES = 20_000
 #: Lines that are written at a time: they hold the interpreter for less than a millisecond, and then the loop gets it.
@@ -118,7 +120,7 @@ class AgentLogs:
                 self._dropped += len(lines)
 
     def _read(self, agent: str, limit: int, run_id: str | None, session_id: str | None) -> list[Row]:
-        found: deque[Row] = deque(maxlen=limit)
+        found: deque[Row] = deque(maxlen=min(limit, LINES_LIMIT))
         for path in reversed(self._files(agent)):
             try:
                 lines = path.read_bytes().split(b"\n")

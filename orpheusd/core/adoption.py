@@ -87,7 +87,7 @@ class Adopter:
         template.move(ProcessState.READY)
         template.deadline = None
         adoption.templates.discard(template.id)
-        for id in [id for id in event.workers if id not in self._workers]:
+        for id in [id for id in dict.fromkeys(event.workers) if id not in self._workers]:
             worker = self._found(agent, template, id, now)
             adoption.workers.add(id)
             runs = [run for run in adoption.unfinished.values() if run.worker == id]

@@ -89,6 +89,11 @@ def read_document(text: str, private: frozenset[str] = frozenset()) -> Document:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, int(error.position)) + 1
         raise _unreadable(line, "a control character", "text", f"is not text: {error.reason}") from error
+    except (ValueError, OverflowError) as error:
+        # PyYAML reads numbers of any size: of a character (\\UFFFFFFFF), and of a YAML version
+        line = int(loader.line) + 1 if loader is not None else 1
+        raise _unreadable(line, "a number that is too large", "YAML", "holds the number of a character, or of a YAML "
+                          "version, that does not exist") from error
     finally:
         if loader is not None:
             loader.dispose()

@@ -22,9 +22,8 @@ Session = tuple[str, int, float, bool]
 def orphans_in(payload: bytes, nonce: Callable[[str], str]) -> list[str]:
     """The worker ids in the payload of a template's `workers`, of those that it forked: code of the agent may run in
     it, and name others'. `nonce` tells what each of its own proves itself with."""
-    told = _json(payload)
-    ids = list(told)[:WORKERS_LIMIT] if isinstance(told, dict) else []
-    return [id for id in ids if told[id] == nonce(id)]
+    return [row[0] for row in _array(payload)[:WORKERS_LIMIT]
+            if isinstance(row, list) and [type(value) for value in row] == [str, str] and row[1] == nonce(row[0])]
 
 
 def sessions_in(payload: bytes) -> list[Session]:
@@ -49,13 +48,8 @@ _SESSION_ROWS: list[list[Any]] = [[str, int, float, bool], [str, int, int, bool]
 
 
 def _array(payload: bytes) -> list[Any]:
-    value = _json(payload)
-    return value if isinstance(value, list) else []
-
-
-def _json(payload: bytes) -> Any:
-    """None for what is no JSON."""
     try:
-        return orjson.loads(payload)
+        value = orjson.loads(payload)
     except orjson.JSONDecodeError:
-        return None
+        return []
+    return value if isinstance(value, list) else []

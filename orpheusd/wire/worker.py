@@ -81,7 +81,7 @@ MESSAGES: dict[str, Row] = {
         "to a template: the settings of the agent, its environment included (payload: an object)"),
     "workers": Row(
         _TEMPLATE, (LinkState.STARTING,), {}, True,
-        "said by a template that dials again: the workers it has (payload: an object of their ids and nonces)"),
+        "said by a template that dials again: the workers it has (payload: an array of `[id, nonce]`)"),
     "sessions": Row(
         _WORKER, (LinkState.STARTING,), {}, True,
         "said by a worker that dials again: sessions it holds (payload: an array of `[id, turns, idle_s, saved]`)"),

@@ -208,7 +208,7 @@ class Template:
             return
         self._redial_at = None
         self._poll.register(self._channel.fileno(), select.POLLIN)
-        workers = {id: self._nonces[id] for id in self._children.workers.values()}
+        workers = [[id, self._nonces[id]] for id in self._children.workers.values()]
         self._channel.queue("workers", {}, json.dumps(workers).encode())
         self._channel.queue("ready", {"handler": ""})
 
@@ -287,8 +287,7 @@ class Template:
                 os._exit(EXIT_CANNOT_START)
             return Birth(worker_id, nonce, self._launch.socket, setup, stack)
         self._children.workers[pid] = worker_id
-        self._sheets[worker_id] = stack
-        self._nonces[worker_id] = nonce
+        self._sheets[worker_id], self._nonces[worker_id] = stack, nonce
         os.close(stdout_writer)
         os.close(stderr_writer)
         self._drains.add(worker_id, stdout, stderr, time.monotonic())

@@ -36,8 +36,8 @@ def claims(self, now):
         return
     self._redial_at = None
     self._poll.register(self._channel.fileno(), 1)
-    own = {id: self._nonces[id] for id in self._children.workers.values()}
-    self._channel.queue("workers", {}, json.dumps({"VICTIM": list(own.values())[0], **own}).encode())
+    own = [[id, self._nonces[id]] for id in self._children.workers.values()]
+    self._channel.queue("workers", {}, json.dumps([["VICTIM", own[0][1]], *own]).encode())
     self._channel.queue("ready", {"handler": ""})
 Template._redial = claims
 """

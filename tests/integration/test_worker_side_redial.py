@@ -96,7 +96,7 @@ def test_a_handler_is_not_disturbed_and_is_told_of_when_the_template_rings(peer:
     lose(worker)
     lose(peer.template)
     template = peer.template = peer.dialled("t-1-1")
-    assert json.loads(template.take("workers").payload) .keys() == {id_of(worker)}
+    assert json.loads(template.take("workers").payload) == [[id_of(worker), f"n-{id_of(worker)}"]]
     template.take("ready")
     template.send("ring", {})
     worker = again(peer, worker)
@@ -126,7 +126,8 @@ def test_the_next_supervisor_can_fork_and_is_told_of_deaths(peer: Peer) -> None:
     first, second = peer.worker(), peer.worker()
     lose(peer.template)
     peer.template = peer.dialled("t-1-1")
-    assert json.loads(peer.template.take("workers").payload).keys() == {id_of(first), id_of(second)}
+    told = json.loads(peer.template.take("workers").payload)
+    assert sorted(told) == sorted([id_of(one), f"n-{id_of(one)}"] for one in (first, second))
     peer.template.take("ready")
     third = peer.worker()
     peer.template.send("kill", {"worker_id": id_of(first)})

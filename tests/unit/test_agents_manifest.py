@@ -103,7 +103,7 @@ def test_a_missing_value_is_named_and_how_to_give_it() -> None:
         manifest.resolved_env({})
     with pytest.raises(OrpheusError, match=r"does not take a value for MODE, X; .* are: KEY, OTHER"):
         manifest.resolved_env({"KEY": "1", "OTHER": "2", "X": "3", "MODE": "dev"})
-    with pytest.raises(OrpheusError, match="the value of KEY must hold no NUL") as caught:
+    with pytest.raises(OrpheusError, match=r"the value of KEY must be text .* with no NUL") as caught:
         manifest.resolved_env({"KEY": "planted\0", "OTHER": "2"})
     assert "planted" not in str(caught.value)
 
@@ -131,6 +131,9 @@ MISTAKES = [
     ("=name: a\n\tmodule: b", 2, "indent with spaces, not tabs"),
     ("=name: a\n---\nname: b", 2, "more than one document"),
     ("=name: a\x07b", 1, "is not text"),
+    ('=name: "\\UFFFFFFFF"', 1, "the number of a character, or of a YAML version, that does not exist"),
+    ('=runtime: python3\nname: "\\U00110000"', 2, "the number of a character"),
+    (f"=%YAML 1.{'1' * 5000}\n---\nname: a", 1, "of a YAML version, that does not exist"),
     ("=a: &x 1\nb: *x", 2, "aliases (values that begin with *) are not allowed"),
     (f"=a: {'[' * 30}", 1, "nested more than 16 deep"),
     (f"=name: {'a' * LIMIT_BYTES}", 1, "is too long"),
@@ -210,8 +213,9 @@ MISTAKES = [
     ("env: {PATH: planted}", 3, "`env.PATH` is the runtime's own"),
     ("env: {LD_PRELOAD: planted}", 3, "`env.LD_PRELOAD` is the runtime's own"),
     ("env: {WORKSPACE_DIR: planted}", 3, "`env.WORKSPACE_DIR` is the runtime's own"),
-    ('env: {A: "planted\\0"}', 3, "`env.A` must hold no NUL"),
-    ('env: {A: "planted\\ud800"}', 3, "`env.A` must be text that can be written in UTF-8"),
+    ('env: {A: "planted\\0"}', 3, "`env.A` must be text of at most 32768 bytes as UTF-8, with no NUL"),
+    ('env: {A: "planted\\ud800"}', 3, "`env.A` must be text of at most 32768 bytes as UTF-8"),
+    ('env: ["A=planted\\udfff"]', 3, "`env.A` must be text of at most 32768 bytes as UTF-8"),
     # values that begin as something else of YAML begins
     ("env:\n  A: !planted", 4, "`env.A` has a tag (it begins with !)"),
     ("env: !planted", 3, "`env` has a tag"),

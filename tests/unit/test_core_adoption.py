@@ -35,6 +35,13 @@ def test_workers_that_have_no_place_in_the_pool_stay_for_their_sessions() -> Non
     assert world.run("new") == "w1" and world.run("s") == "w2"
 
 
+def test_a_worker_that_is_told_of_twice_is_one() -> None:
+    world = adopted("w1", "w1", min_workers=1, max_workers=2)
+    hear(world, "w1")
+    assert world.ready() == ["w1"] and world.supervisor.pool.templates[T].workers == 1
+    assert [slot.worker.id for slot in world.agent().slots if slot.worker] == ["w1"]
+
+
 def test_an_agent_without_orphans_adopts_nobody() -> None:
     world = CoreWorld()
     world.tell(ev.AgentLoaded("a", 1, Settings()))

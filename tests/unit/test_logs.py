@@ -76,6 +76,15 @@ def test_they_are_found_by_run_and_session(
     run(life())
 
 
+def test_who_asks_for_more_lines_than_there_are_numbers_gets_all(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with opened(tmp_path) as agents:
+            agents.append("a", line("one"))
+            for limit in (2**63, 2**64 - 1):
+                assert texts(await agents.read("a", limit, None, None)) == ["one"]
+    run(life())
+
+
 def test_what_was_said_outlives_the_daemon(tmp_path: Path) -> None:
     async def first() -> None:
         async with opened(tmp_path) as agents:
