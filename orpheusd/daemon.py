@@ -6,7 +6,6 @@ Or it takes them half apart and executes itself anew; what must not close meanwh
 import asyncio
 import logging
 import os
-import resource
 import secrets
 import signal
 import time
@@ -33,6 +32,7 @@ from orpheusd.handover import Handover, pack, unpack
 from orpheusd.lag import LoopLag
 from orpheusd.logs import AgentLogs
 from orpheusd.process.child import kill_leftovers
+from orpheusd.process.claims import claim
 from orpheusd.process.groups import delegated
 from orpheusd.process.image import become
 from orpheusd.process.inherited import reap_inherited
@@ -73,7 +73,7 @@ async def serve(config: Config, configure: Callable[[], Config], left: int | Non
 
     `configure` reads the settings again; `left` is the descriptor of what an earlier image of this process has left.
     """
-    _allow_descriptors()
+    claim()
     loop = asyncio.get_running_loop()
     failed: asyncio.Future[BaseException] = loop.create_future()
     loop.set_exception_handler(lambda _loop, context: _fail(failed, context))
@@ -364,12 +364,6 @@ async def _first_of(timeout_s: float | None, *events: asyncio.Event) -> None:
 
 def _ignore() -> None:
     """Somebody sent a signal that means nothing here. Not logged: a storm of them would fill the disk."""
-
-
-def _allow_descriptors() -> None:
-    """A worker costs three descriptors, a client one: the soft limit of a login shell is too low."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _fail(failed: "asyncio.Future[BaseException]", context: dict[str, object]) -> None:

@@ -15,13 +15,18 @@ from orpheusd.process.causes import MB, OutOfMemory
 from orpheusd.process.groups import TASKS_LIMIT, Groups
 from orpheusd.process.pidfds import PidFd
 from orpheusd.process.usage import own_bytes, usage
+from orpheusd.tasks import must_not_fail
 
 #: A look costs some 30 µs. One that is over half of its limit is looked at more often, so that it gets less far.
 CALM_S, NEAR_S = 0.5, 0.1
+#: Few agents have as many processes; one that makes them without end has twice as many at the next look.
+MANY_PROCESSES = 32
 #: Over the limit is who is so twice: a process about to execute another shares its memory for a moment.
 AGAIN_S = 0.05
 #: A crossing is seen after CALM_S, judged AGAIN_S later, and both may come a turn late.
 LATEST_S = 1.0
+#: Half of the threads that a loop has on two processors.
+WEIGHED_AT_ONCE = 3
 #: Of each turn, and the least between two: a fifth of a processor at most.
 TURN_S, PAUSE_S = 0.005, 0.02
 
@@ -34,9 +39,9 @@ class Fate(NamedTuple):
 
 
 class _Held:
-    """One worker under a limit. `crossed` once it has been found over it."""
+    """One worker under a limit. `crossed` once it has been found over it; `weighed` while its pages are counted."""
 
-    __slots__ = ("crossed", "doubted", "grouped", "limit_bytes", "peak_bytes", "process", "worker_id")
+    __slots__ = ("crossed", "doubted", "grouped", "limit_bytes", "peak_bytes", "process", "weighed", "worker_id")
 
     def __init__(self, worker_id: str, process: PidFd, limit_bytes: int) -> None:
         self.worker_id = worker_id
@@ -45,6 +50,7 @@ class _Held:
         self.grouped = False
         self.doubted = False
         self.crossed = False
+        self.weighed = False
         self.peak_bytes = 0
 
 
@@ -62,6 +68,7 @@ class Limits:
         self._due: list[tuple[float, int, _Held]] = []
         self._pushed = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._weighing = 0
 
     @property
     def mode(self) -> str:
@@ -128,12 +135,23 @@ class Limits:
             return 0.0
         if used.memory_bytes <= held.limit_bytes:
             held.doubted = False
-            return NEAR_S if used.memory_bytes > held.limit_bytes // 2 else CALM_S
+            near = used.memory_bytes > held.limit_bytes // 2 or used.processes > MANY_PROCESSES
+            return NEAR_S if near else CALM_S
         if not held.doubted:
             held.doubted = True
             return AGAIN_S
-        if own_bytes(held.process.pid, TASKS_LIMIT) <= held.limit_bytes:
-            return CALM_S
-        held.crossed = True
-        self._over(held.worker_id, f"its memory is over the limit of {held.limit_bytes // MB} MB")
-        return 0.0
+        if not held.weighed and self._weighing < WEIGHED_AT_ONCE:
+            held.weighed = True
+            self._weighing += 1
+            asyncio.get_running_loop().create_task(self._weigh(held)).add_done_callback(must_not_fail)
+        return NEAR_S if used.processes > MANY_PROCESSES else CALM_S
+
+    async def _weigh(self, held: _Held) -> None:
+        """The kernel counts pages under a lock that a process holds while it forks: with hundreds of those about, that
+        takes seconds, in which it may not be the loop that waits, and processes are counted on."""
+        own = await asyncio.to_thread(own_bytes, held.process.pid, TASKS_LIMIT)
+        held.weighed = False
+        self._weighing -= 1
+        if own > held.limit_bytes and self._held.get(held.worker_id) is held:
+            held.crossed = True
+            self._over(held.worker_id, f"its memory is over the limit of {held.limit_bytes // MB} MB")
