@@ -183,7 +183,7 @@ class Daemon:
             self._rolled_back, config.debug)  # fmt: skip
         self._engine.processes.limits.use(*delegated())
         self._deployments = Deployments(store, self._engine, config, self._isolation, self._remembered)
-        self._quotas = Quotas(store, self._deployments.deployed, self._engine.busy)
+        self._quotas = Quotas(store, self._deployments.deployed, self._engine)
         self._runs = Runs(self._engine, self._recorder, self._quotas)
         self._lag = LoopLag()
         self._service = Service(config, self._isolation, self._engine, self._deployments, store, self._logs,
