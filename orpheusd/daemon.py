@@ -63,6 +63,10 @@ STRAGGLERS_S = 0.6
 #: The least that doors get to pass on a last answer, and the most that lines get to be written down.
 LAST_S = 0.2
 
+#: What front doors, and the run log, may be behind before large results wait: everybody's small answers are behind
+#: these bytes at a door; the log takes no more runs at twice as many (runlog/settings.py).
+DOOR_BEHIND_BYTES, LOG_BEHIND_BYTES = 4 * 1024 * 1024, 32 * 1024 * 1024
+
 #: Every worker is looked at about this often; one at a time, so that no look takes long.
 MONITOR_PERIOD_S = 2.0
 MONITOR_LEAST_S = 0.05
@@ -190,6 +194,8 @@ class Daemon:
                                 self._recorder, self._runs, self._lag, self._quotas, reload)
         self._audit = Audit(config.state_dir / "audit.log")
         self._control = ControlDoor(self._service, config.admin_group, self._audit)
+        self._engine.processes.room.takers = [
+            (self._control.unread_bytes, DOOR_BEHIND_BYTES), (self._recorder.pending_bytes, LOG_BEHIND_BYTES)]
         self._fronts = (FrontDoors(self._control, self._http, config, self._isolation)
                         if self._http is not None else None)
         self._monitor: asyncio.TimerHandle | None = None

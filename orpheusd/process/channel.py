@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 import orjson
 
 from orpheusd.process.pidfds import PidFd
+from orpheusd.process.room import LARGE_BYTES, Room
 from orpheusd.wire.worker import Message, ProtocolViolation, Role, WorkerLink
 
 #: A process that dials home says hello at once; one that has not by now never will.
@@ -18,7 +19,9 @@ HELLO_TIMEOUT_S = 5.0
 
 
 class Listener(Protocol):
-    """Who is told what happens on channels, and may turn one away before it costs anything."""
+    """Who is told what happens on channels, and may turn one away before it costs anything, or let it wait."""
+
+    room: Room
 
     def welcome(self, channel: "Channel") -> bool: ...
 
@@ -70,6 +73,8 @@ class Channel(asyncio.Protocol):
         except ProtocolViolation as error:
             self.violated(str(error))
             return
+        if self._link.pending_bytes > LARGE_BYTES and self._transport is not None:
+            self._listener.room.arriving(self._transport)
         for message in messages:
             self._listener.heard(self, message)
 
@@ -102,6 +107,11 @@ class Channel(asyncio.Protocol):
             if transport.get_write_buffer_size():
                 self._flushed = asyncio.get_running_loop().create_future()
                 await self._flushed
+
+    def read_on(self) -> None:
+        """The other end is dead: what it said last is read without a wait."""
+        if self._transport is not None:
+            self._listener.room.leave(self._transport)
 
     def has_read(self, run_id: str) -> None:
         """The other end has said something of the run."""

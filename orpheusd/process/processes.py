@@ -28,6 +28,7 @@ from orpheusd.process.monitor import Monitor
 from orpheusd.process.plan import Plan
 from orpheusd.process.records import Record, new_record
 from orpheusd.process.remains import Remains
+from orpheusd.process.room import Room
 from orpheusd.process.sandbox import Interpreter, Isolation, RuntimeLib
 from orpheusd.tasks import must_not_fail
 from orpheusd.wire.worker import PROTOCOL_VERSION, Message
@@ -71,6 +72,7 @@ class Processes:
     ) -> None:
         self.monitor = Monitor()
         self.limits = Limits(self.kill)
+        self.room = Room()
         self._lives = Lives(runtime_dir, isolation, interpreter, lib, self, sinks.note)
         self._sinks = sinks
         self._templates: dict[str, TemplateMember] = {}
@@ -340,8 +342,7 @@ class Processes:
         self._sinks.log(worker_id, message, worker_id != channel.owner)
 
     def _no_stranger(self, channel: Channel) -> None:
-        template = self._templates.get(channel.home)
-        if template is not None:
+        if (template := self._templates.get(channel.home)) is not None:
             template.strangers.discard(channel)
 
     # Deaths
@@ -350,7 +351,8 @@ class Processes:
         """The worker's pidfd fired. What it said may still be in the socket, and its status on the way."""
         worker.dead = True
         loop = asyncio.get_running_loop()
-        if not worker.eof:
+        if not worker.eof and worker.channel is not None:
+            worker.channel.read_on()
             loop.call_later(LAST_WORDS_S, self._give_up_on_eof, worker)
         loop.call_later(STATUS_S, self._give_up_on_status, worker)
         self._conclude(worker)

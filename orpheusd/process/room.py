@@ -1,0 +1,55 @@
+"""Lets large messages of workers wait in their sockets while the daemon holds much that others have yet to take.
+
+A result may have megabytes, and hundreds of workers may have one at the same moment: a door and the run log take
+them one after the other. What is small is not worth a wait, and never waits.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+#: A message of which this much has arrived, and not its end, is large.
+LARGE_BYTES = 256 * 1024
+#: How often it is seen whether something was taken; a large result takes longer than that to arrive.
+LOOK_S = 0.01
+#: After this the worker waits no more: whoever takes nothing for so long is dealt with by its own limits.
+LONGEST_S = 5.0
+
+
+class Room:
+    """Invariant: what is in `_waiting`, with the time at which its wait is over, is not read from; a look is to come.
+
+    `takers`: how many bytes each of them has been given and has not taken yet, and with how many others wait.
+    """
+
+    def __init__(self) -> None:
+        self.takers: list[tuple[Callable[[], int], int]] = []
+        self._waiting: dict[asyncio.Transport, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def arriving(self, transport: asyncio.Transport) -> None:
+        """A large message is arriving on it."""
+        if self._is_short() and transport not in self._waiting and not transport.is_closing():
+            transport.pause_reading()
+            self._waiting[transport] = time.monotonic() + LONGEST_S
+            self._arm()
+
+    def leave(self, transport: asyncio.Transport) -> None:
+        """It waits no more."""
+        if self._waiting.pop(transport, None) is not None and not transport.is_closing():
+            transport.resume_reading()
+
+    def _is_short(self) -> bool:
+        return any(held_bytes() > limit_bytes for held_bytes, limit_bytes in self.takers)
+
+    def _arm(self) -> None:
+        if self._timer is None and self._waiting:
+            self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look)
+
+    def _look(self) -> None:
+        """One may go on at a time: with what it brings, there may be no room for the next."""
+        self._timer = None
+        for transport, over_at in list(self._waiting.items())[:1]:
+            if transport.is_closing() or time.monotonic() > over_at or not self._is_short():
+                self.leave(transport)
+        self._arm()
