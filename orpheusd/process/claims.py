@@ -29,7 +29,7 @@ _SCHED_ATTR = struct.Struct("=IIQiIQQQ")
 def claim() -> None:
     """For the process that calls, and what it starts from now on."""
     _allow_descriptors()
-    _take_short_turns()
+    take_short_turns()
     if os.getsid(0) == os.getpid():  # else it would be for a shell and all that it started
         with suppress(OSError):
             Path("/proc/self/autogroup").write_text(f"{AUTOGROUP_NICE}")
@@ -41,7 +41,8 @@ def _allow_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _take_short_turns() -> None:
+def take_short_turns() -> None:
+    """For the thread that calls, and what it starts from now on."""
     number = _SCHED_SETATTR.get(platform.machine())
     if number is not None and os.sched_getscheduler(0) == os.SCHED_OTHER:
         nice = os.getpriority(os.PRIO_PROCESS, 0)
