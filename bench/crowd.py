@@ -66,10 +66,10 @@ def rows(quick: bool) -> Iterator[Row]:
     health, calm = _medians(within, "checks"), _medians(without, "checks")
     yield Row("  /v1/health, a new connection each, p99", milliseconds(health), f"alone {milliseconds(calm)}",
               times(health / calm), f"< {milliseconds(MOST_S)}", verdict(health < MOST_S))
-    yield Row("  daemon and door, most resident", f"{most_mb:,} MB", f"alone {quiet_mb:,} MB", times(most_mb / quiet_mb),
-              f"< {MOST_MB} MB", verdict(most_mb < MOST_MB))
-    ratio = statistics.median(
-        statistics.median(one.runs) / statistics.median(other.runs) for one, other in zip(within, without, strict=True))
+    yield Row("  daemon and door, most resident", f"{most_mb:,} MB", f"alone {quiet_mb:,} MB",
+              times(most_mb / quiet_mb), f"< {MOST_MB} MB", verdict(most_mb < MOST_MB))
+    ratio = statistics.median(statistics.median(one.runs) / statistics.median(other.runs)
+                              for one, other in zip(within, without, strict=True))
     yield Row("  a warm run, control socket, p99", milliseconds(_medians(within, "runs")),
               f"alone {milliseconds(_medians(without, 'runs'))}", times(ratio), f"< {MOST_TIMES_ALONE:g} x alone",
               verdict(ratio < MOST_TIMES_ALONE))

@@ -58,8 +58,8 @@ def median_s(calls: int, call: Callable[[], object]) -> float:
 
 
 def paced_s(call: Callable[[], object], per_second: float, seconds: float) -> list[float]:
-    """How long each call took, with pauses between them as if so many a second were wanted. While one takes long, others
-    would have been wanted: each is counted with what it would have waited for that one."""
+    """How long each call took, with pauses between them as if so many a second were wanted. While one takes long,
+    others would have been wanted: each is counted with what it would have waited for that one."""
     clock, interval_s, taken = time.perf_counter, 1 / per_second, list[float]()
     end = clock() + seconds
     while (begun := clock()) < end:
