@@ -51,6 +51,7 @@ class Channel(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._hello_timer: asyncio.TimerHandle | None = None
         self._broken = False
+        self._is_large = False
         self._flushed: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -73,8 +74,12 @@ class Channel(asyncio.Protocol):
         except ProtocolViolation as error:
             self.violated(str(error))
             return
-        if self._link.pending_bytes > LARGE_BYTES and self._transport is not None:
-            self._listener.room.arriving(self._transport)
+        if self._link.pending_bytes > LARGE_BYTES:
+            self._is_large = True
+            if self._transport is not None:
+                self._listener.room.arriving(self._transport)
+        elif self._is_large:
+            self._all_arrived()
         for message in messages:
             self._listener.heard(self, message)
 
@@ -85,6 +90,7 @@ class Channel(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.resume_writing()
         self.met()
+        self._all_arrived()
         if self.last_run is not None and isinstance(exc, ConnectionResetError | BrokenPipeError):
             self.undelivered.add(self.last_run)
         self._listener.closed(self)
@@ -111,7 +117,12 @@ class Channel(asyncio.Protocol):
     def read_on(self) -> None:
         """The other end is dead: what it said last is read without a wait."""
         if self._transport is not None:
-            self._listener.room.leave(self._transport)
+            self._listener.room.read_on(self._transport)
+
+    def _all_arrived(self) -> None:
+        self._is_large = False
+        if self._transport is not None:
+            self._listener.room.arrived(self._transport)
 
     def has_read(self, run_id: str) -> None:
         """The other end has said something of the run."""

@@ -17,27 +17,38 @@ LONGEST_S = 5.0
 
 
 class Room:
-    """Invariant: what is in `_waiting`, with the time at which its wait is over, is not read from; a look is to come.
+    """Invariant: what is in `_waiting` is not read from, and a look is to come; `_until` has the end of the wait of
+    each message that has waited and is still arriving.
 
     `takers`: how many bytes each of them has been given and has not taken yet, and with how many others wait.
     """
 
     def __init__(self) -> None:
         self.takers: list[tuple[Callable[[], int], int]] = []
-        self._waiting: dict[asyncio.Transport, float] = {}
+        self._until: dict[asyncio.Transport, float] = {}
+        self._waiting: dict[asyncio.Transport, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def arriving(self, transport: asyncio.Transport) -> None:
-        """A large message is arriving on it."""
-        if self._is_short() and transport not in self._waiting and not transport.is_closing():
+        """More of a large message has arrived on it, and not its end."""
+        if transport in self._waiting or transport.is_closing() or not self._is_short():
+            return
+        if time.monotonic() < self._until.setdefault(transport, time.monotonic() + LONGEST_S):
             transport.pause_reading()
-            self._waiting[transport] = time.monotonic() + LONGEST_S
+            self._waiting[transport] = None
             self._arm()
 
-    def leave(self, transport: asyncio.Transport) -> None:
+    def arrived(self, transport: asyncio.Transport) -> None:
+        """The message is there to its end, or what there will be of it."""
+        self.read_on(transport)
+        self._until.pop(transport, None)
+
+    def read_on(self, transport: asyncio.Transport) -> None:
         """It waits no more."""
-        if self._waiting.pop(transport, None) is not None and not transport.is_closing():
-            transport.resume_reading()
+        if transport in self._waiting:
+            del self._waiting[transport]
+            if not transport.is_closing():
+                transport.resume_reading()
 
     def _is_short(self) -> bool:
         return any(held_bytes() > limit_bytes for held_bytes, limit_bytes in self.takers)
@@ -49,7 +60,7 @@ class Room:
     def _look(self) -> None:
         """One may go on at a time: with what it brings, there may be no room for the next."""
         self._timer = None
-        for transport, over_at in list(self._waiting.items())[:1]:
-            if transport.is_closing() or time.monotonic() > over_at or not self._is_short():
-                self.leave(transport)
+        for transport in list(self._waiting)[:1]:
+            if transport.is_closing() or time.monotonic() >= self._until[transport] or not self._is_short():
+                self.read_on(transport)
         self._arm()

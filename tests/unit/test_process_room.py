@@ -41,9 +41,11 @@ def play(behind: list[int], scene: Scene) -> None:
             ear = Ear(room)
             await asyncio.get_running_loop().create_unix_connection(lambda: ear, sock=ours)
             theirs.sendall(b"a")
-            async with asyncio.timeout(10):
-                await scene(room, ear, theirs)
-            ear.transport.abort()
+            try:
+                async with asyncio.timeout(10):
+                    await scene(room, ear, theirs)
+            finally:
+                ear.transport.abort()
 
     uvloop.run(bounded())
 
@@ -75,12 +77,18 @@ def test_a_large_message_goes_on_when_there_is_room() -> None:
     play(behind, scene)
 
 
-def test_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_waits_once_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LONGEST_S", 0.05)
 
-    async def scene(_room: Room, ear: Ear, theirs: socket.socket) -> None:
+    async def scene(room: Room, ear: Ear, theirs: socket.socket) -> None:
+        await until(lambda: ear.heard == 1)
         theirs.sendall(b"b")
         await until(lambda: ear.heard == 2)
+        assert not room._waiting, "it has waited"
+        room.arrived(ear.transport)
+        theirs.sendall(b"c")
+        await until(lambda: bool(room._waiting))
+        assert ear.heard == 3, "the next one waits anew"
 
     play([101, 0], scene)
 
@@ -89,10 +97,10 @@ def test_the_last_words_of_the_dead_are_not_waited_with() -> None:
     async def scene(room: Room, ear: Ear, theirs: socket.socket) -> None:
         await until(lambda: ear.heard == 1)
         theirs.sendall(b"b")
-        room.leave(ear.transport)
+        room.read_on(ear.transport)
         await until(lambda: ear.heard == 2)
-        room.leave(ear.transport)
-        room.leave(ear.transport)
+        room.read_on(ear.transport)
+        room.read_on(ear.transport)
 
     play([101, 0], scene)
 
@@ -101,7 +109,9 @@ def test_who_is_gone_is_forgotten() -> None:
     async def scene(room: Room, ear: Ear, _theirs: socket.socket) -> None:
         await until(lambda: ear.heard == 1)
         ear.transport.abort()
-        room.arriving(ear.transport)
         await until(lambda: not room._waiting)
+        room.arriving(ear.transport)
+        room.arrived(ear.transport)
+        assert not room._waiting and not room._until
 
     play([101, 0], scene)
