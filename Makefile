@@ -13,7 +13,7 @@ UNITS ?= $(if $(filter /usr /usr/local,$(PREFIX)),$(PREFIX)/lib,/etc)
 HOME_DIR := $(PREFIX)/lib/orpheus
 PROGRAMS := orpheusd orpheusctl orpheus
 
-.PHONY: help demo test check check-types check-unit check-property bench fault fault-proof soak fuzz test-all venv install uninstall clean
+.PHONY: help demo test check check-types check-unit check-property bench bench-walls fault fault-proof soak fuzz test-all venv install uninstall clean
 
 help:  ## list these targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,10 @@ check-property: $(INSTALLED)
 bench: $(INSTALLED)  ## the table of the performance budget, each row beside its baseline
 	@.ci/setup packages bubblewrap libseccomp2
 	@$(PY) -m bench
+
+bench-walls: $(INSTALLED)  ## a crowd at the door, greedy agents, and what others pay for them (about 9 minutes)
+	@.ci/setup packages bubblewrap libseccomp2
+	@$(PY) -m bench crowd greedy
 
 fault: $(INSTALLED)  ## the fault tests in their long form
 	@.ci/setup packages bubblewrap libseccomp2 curl jq socat systemd

@@ -57,6 +57,25 @@ def median_s(calls: int, call: Callable[[], object]) -> float:
     return statistics.median(times)
 
 
+def paced_s(call: Callable[[], object], per_second: float, seconds: float) -> list[float]:
+    """How long each call took, with pauses between them as if so many a second were wanted. While one takes long,
+    others would have been wanted: each is counted with what it would have waited for that one."""
+    clock, interval_s, taken = time.perf_counter, 1 / per_second, list[float]()
+    end = clock() + seconds
+    while (begun := clock()) < end:
+        call()
+        took_s = clock() - begun
+        taken.append(took_s)
+        taken.extend(took_s - late * interval_s for late in range(1, int(took_s / interval_s) + 1))
+        time.sleep(interval_s)
+    return taken
+
+
+def p99(taken: Sequence[float]) -> float:
+    """Of at least a hundred."""
+    return sorted(taken)[len(taken) * 99 // 100]
+
+
 def microseconds(seconds: float) -> str:
     return f"{seconds * 1e6:,.0f} µs" if seconds >= 1e-5 else f"{seconds * 1e6:.1f} µs"
 

@@ -6,7 +6,6 @@ Or it takes them half apart and executes itself anew; what must not close meanwh
 import asyncio
 import logging
 import os
-import resource
 import secrets
 import signal
 import time
@@ -24,7 +23,7 @@ from orpheusd.deploy.versions import VersionStore
 from orpheusd.deployments import Deployments
 from orpheusd.directories import hold
 from orpheusd.doors.control import ControlDoor
-from orpheusd.doors.front import FrontDoors, claim, tag_of
+from orpheusd.doors.front import FrontDoors, bind_or_evict, tag_of
 from orpheusd.doors.place import check_place
 from orpheusd.engine import Engine
 from orpheusd.errors import EXIT_FAULT
@@ -33,6 +32,7 @@ from orpheusd.handover import Handover, pack, unpack
 from orpheusd.lag import LoopLag
 from orpheusd.logs import AgentLogs
 from orpheusd.process.child import kill_leftovers
+from orpheusd.process.claims import claim
 from orpheusd.process.groups import delegated
 from orpheusd.process.image import become
 from orpheusd.process.inherited import reap_inherited
@@ -65,12 +65,16 @@ STRAGGLERS_S = 0.6
 LAST_S = 0.2
 
 
+#: What front doors, and the run log, may be behind before large results wait: everybody's small answers are behind
+#: these bytes at a door; the log takes no more runs at twice as many (runlog/settings.py).
+DOOR_BEHIND_BYTES, LOG_BEHIND_BYTES = 4 * 1024 * 1024, 32 * 1024 * 1024
+
 async def serve(config: Config, configure: Callable[[], Config], left: int | None) -> int:
     """Run until a signal says stop. Returns the exit code. Raises OrpheusError when it cannot start.
 
     `configure` reads the settings again; `left` is the descriptor of what an earlier image of this process has left.
     """
-    _allow_descriptors()
+    claim()
     loop = asyncio.get_running_loop()
     failed: asyncio.Future[BaseException] = loop.create_future()
     loop.set_exception_handler(lambda _loop, context: _fail(failed, context))
@@ -89,7 +93,7 @@ async def serve(config: Config, configure: Callable[[], Config], left: int | Non
             # a door that has not noticed yet that its daemon was killed still holds the port
             await kill_leftovers(tag_of(config.runtime_dir))
             if config.http is not None and listening.http is None:
-                listening = listening._replace(http=await claim(config.http, config.runtime_dir))
+                listening = listening._replace(http=await bind_or_evict(config.http, config.runtime_dir))
         daemon = Daemon(config, Reload(config, configure), listening, handed)
         try:
             await daemon.open()
@@ -182,13 +186,15 @@ class Daemon:
             self._rolled_back, config.debug)  # fmt: skip
         self._engine.processes.limits.use(*delegated())
         self._deployments = Deployments(store, self._engine, config, self._isolation, self._remembered)
-        self._quotas = Quotas(store, self._deployments.deployed, self._engine.busy)
+        self._quotas = Quotas(store, self._deployments.deployed, self._engine)
         self._runs = Runs(self._engine, self._recorder, self._quotas)
         self._lag = LoopLag()
         self._service = Service(config, self._isolation, self._engine, self._deployments, store, self._logs,
                                 self._recorder, self._runs, self._lag, self._quotas, reload)
         self._audit = Audit(config.state_dir / "audit.log")
         self._control = ControlDoor(self._service, config.admin_group, self._audit)
+        self._engine.processes.room.takers = [
+            (self._control.unread_bytes, DOOR_BEHIND_BYTES), (self._recorder.pending_bytes, LOG_BEHIND_BYTES)]
         self._fronts = (FrontDoors(self._control, self._http, config, self._isolation)
                         if self._http is not None else None)
         self._sampling = Sampling(self._engine)
@@ -355,12 +361,6 @@ async def _first_of(timeout_s: float | None, *events: asyncio.Event) -> None:
 
 def _ignore() -> None:
     """Somebody sent a signal that means nothing here. Not logged: a storm of them would fill the disk."""
-
-
-def _allow_descriptors() -> None:
-    """A worker costs three descriptors, a client one: the soft limit of a login shell is too low."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _fail(failed: "asyncio.Future[BaseException]", context: dict[str, object]) -> None:

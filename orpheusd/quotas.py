@@ -1,23 +1,28 @@
 """Workspace quotas: how much each agent's workspace holds, and a refusal for runs of one that holds too much.
 
-A workspace is a directory like any other, so nothing stops a handler from writing: it is measured, in a thread, soon
-after its agent had runs and now and then in any case. It decides nothing about what is in a workspace.
+A workspace is a directory like any other, so nothing stops a handler from writing: it is measured, in a thread, while
+its agent has runs, soon after, and now and then in any case. Workers that write on when it is full are ended. It
+decides nothing about what is in a workspace.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from orpheusd.deploy.versions import StoredVersion, VersionStore
+from orpheusd.engine import Engine
 from orpheusd.errors import OrpheusError
 from orpheusd.process.causes import MB
 from orpheusd.tasks import must_not_fail
 
 log = logging.getLogger(__name__)
 
-#: After runs, and while a workspace is full: whoever made space does not wait long.
-SOON_S = 2.0
+#: With and after runs, and while a workspace is full: whoever made space does not wait long, and a handler that writes
+#: without end gets some gigabytes far.
+SOON_S = 1.0
+#: Whether a run that is going on in a workspace that was found full writes on.
+AGAIN_S = 0.5
 #: Without runs: what a run left behind may still write.
 SELDOM_S = 60.0
 #: A large workspace takes long to measure; so much of the time, as a share, goes into one agent's at most.
@@ -26,15 +31,13 @@ SHARE = 0.1
 
 class Quotas:
     """Invariant: `_held_bytes` has the last measure of each agent that has a quota, `_used` those that had runs since,
-    and `_rested_at` when each may be measured again. `busy` tells whether an agent has runs.
+    and `_rested_at` when each may be measured again.
     """
 
-    def __init__(
-        self, store: VersionStore, deployed: Mapping[str, StoredVersion], busy: Callable[[str], bool]
-    ) -> None:
+    def __init__(self, store: VersionStore, deployed: Mapping[str, StoredVersion], engine: Engine) -> None:
         self._store = store
         self._deployed = deployed
-        self._busy = busy
+        self._engine = engine
         self._held_bytes: dict[str, int] = {}
         self._used: set[str] = set()
         self._rested_at: dict[str, float] = {}
@@ -72,7 +75,7 @@ class Quotas:
 
     async def measure(self, name: str) -> None:
         """Know now what the workspace holds. What cannot be counted to its end counts as far as it was."""
-        if not self._busy(name):
+        if not self._engine.busy(name):
             self._used.discard(name)
         began = time.monotonic()
         was_full = self.full(name)
@@ -95,7 +98,19 @@ class Quotas:
             for name in limited:
                 if self._is_due(name):
                     await self.measure(name)
+                    if self.full(name) and self._engine.busy(name):
+                        await self._stop_growth(name)
             await asyncio.sleep(SOON_S)
+
+    async def _stop_growth(self, name: str) -> None:
+        """End those that have a run when the workspace, which is full, holds more in a moment."""
+        held_bytes = self._held_bytes[name]
+        await asyncio.sleep(AGAIN_S)
+        await self.measure(name)
+        agent = self._engine.supervisor.agents.get(name)
+        if agent is not None and self.full(name) and self._held_bytes[name] > held_bytes:
+            for worker in [worker for worker in agent.workers.values() if worker.runs]:
+                self._engine.processes.kill(worker.id, self._sentence(name))
 
     def _is_due(self, name: str) -> bool:
         rested_s = time.monotonic() - self._rested_at.get(name, -SELDOM_S)

@@ -132,6 +132,10 @@ class Recorder:
         """What was kept of the inputs of these runs. For the start: it waits."""
         return self._queries.inputs(run_ids)
 
+    def pending_bytes(self) -> int:
+        """What is not on the disk yet."""
+        return self._log.pending_bytes
+
     def health(self) -> dict[str, Any]:
         return self._log.health()
 

@@ -236,9 +236,14 @@ class Connection(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.set_write_buffer_limits(high=0)
 
+    @property
+    def unread_bytes(self) -> int:
+        """What waits to be taken by the client's socket."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
     def written(self) -> bool:
         """Whether the client's socket has all that was to be said, or is no more."""
-        return self._transport is None or not self._transport.get_write_buffer_size()
+        return not self.unread_bytes
 
     def hand_over(self) -> Client | None:
         """What is left to do for this client; None for one that is leaving or has not read its answers."""

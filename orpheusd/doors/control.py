@@ -97,6 +97,10 @@ class ControlDoor:
         if not self._connections:
             self._empty.set()
 
+    def unread_bytes(self) -> int:
+        """What front doors have been told and have not read yet."""
+        return sum(front.unread_bytes for front in self._fronts)
+
     def spawn(self, call: Call, work: Coroutine[Any, Any, Any]) -> None:
         """Carry out an operation that takes time; it goes on if its caller leaves."""
         task = asyncio.get_running_loop().create_task(self._carry_out(call, work))

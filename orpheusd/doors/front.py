@@ -62,7 +62,7 @@ def bind(address: str) -> socket.socket:
     return sock
 
 
-async def claim(address: str, runtime_dir: Path) -> socket.socket:
+async def bind_or_evict(address: str, runtime_dir: Path) -> socket.socket:
     """The same, but an agent of this runtime directory that listens there while no daemon does is killed, and all that
     is in its sandbox. Raises as `bind` does when it is anybody else.
     """

@@ -14,6 +14,8 @@ import orjson
 
 from orpheusd.process.allowance import Excess
 from orpheusd.process.pidfds import PidFd
+from orpheusd.process.reading import Reading
+from orpheusd.process.room import LARGE_BYTES, Room
 from orpheusd.process.shares import HEAVY_S, TURN_MESSAGES, Shares
 from orpheusd.wire.worker import Message, ProtocolViolation, Role, WorkerLink
 
@@ -22,7 +24,10 @@ HELLO_TIMEOUT_S = 5.0
 
 
 class Listener(Protocol):
-    """Who is told what happens on channels."""
+    """Who is told what happens on channels, and where large messages wait."""
+
+    room: Room
+
 
     def heard(self, channel: "Channel", message: Message) -> None:
         """Raises Excess when nothing more that comes from there shall be believed."""
@@ -55,11 +60,14 @@ class Channel(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._hello_timer: asyncio.TimerHandle | None = None
         self._broken = False
+        self._reading: Reading | None = None
         self._waits = False
+        self._is_large = False
         self._flushed: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._reading = Reading(self._transport)
         self._hello_timer = asyncio.get_running_loop().call_later(HELLO_TIMEOUT_S, self._no_hello)
 
     def data_received(self, data: bytes) -> None:
@@ -75,6 +83,7 @@ class Channel(asyncio.Protocol):
         while self.owner and self._link.behind and not self._broken:
             self._hear(b"")
         self.met()
+        self._all_arrived()
         if self.last_run is not None and isinstance(exc, ConnectionResetError | BrokenPipeError):
             self.undelivered.add(self.last_run)
         self._listener.closed(self)
@@ -97,6 +106,16 @@ class Channel(asyncio.Protocol):
             if transport.get_write_buffer_size():
                 self._flushed = asyncio.get_running_loop().create_future()
                 await self._flushed
+
+    def read_on(self) -> None:
+        """The other end is dead: what it said last is read without a wait."""
+        if self._reading is not None:
+            self._listener.room.read_on(self._reading)
+
+    def _all_arrived(self) -> None:
+        self._is_large = False
+        if self._reading is not None:
+            self._listener.room.arrived(self._reading)
 
     def has_read(self, run_id: str) -> None:
         """The other end has said something of the run."""
@@ -129,7 +148,8 @@ class Channel(asyncio.Protocol):
         took_s = time.perf_counter() - started
         if (took_s > HEAVY_S or self._link.behind) and not (self._waits or self._broken or self.closing):
             self._waits = True
-            cast(asyncio.Transport, self._transport).pause_reading()
+            if self._reading is not None:
+                self._reading.hold(self._shares)
             self._shares.wait(self._go_on, took_s)
 
     def _hear(self, data: bytes) -> None:
@@ -139,6 +159,7 @@ class Channel(asyncio.Protocol):
         except ProtocolViolation as error:
             self.violated(str(error))
             return
+        self._measure()
         try:
             for message in messages:
                 self._listener.heard(self, message)
@@ -147,13 +168,22 @@ class Channel(asyncio.Protocol):
         except Excess as error:
             self.violated(str(error))
 
+    def _measure(self) -> None:
+        """A message of which much has come, and not its end, may have to wait for its rest."""
+        if self._link.pending_bytes > LARGE_BYTES:
+            self._is_large = True
+            if self._reading is not None:
+                self._listener.room.arriving(self._reading)
+        elif self._is_large:
+            self._all_arrived()
+
     def _go_on(self) -> None:
         """Its turn has come again."""
         self._waits = False
         if self._link.behind and not (self._broken or self.closing):
             self._take_turn(b"")
-        if not self._waits and self._transport is not None:
-            self._transport.resume_reading()
+        if not self._waits and self._reading is not None:
+            self._reading.go_on(self._shares)
 
     def _no_hello(self) -> None:
         if not self.owner:

@@ -14,14 +14,19 @@ from typing import NamedTuple
 from orpheusd.process.causes import MB, OutOfMemory
 from orpheusd.process.groups import TASKS_LIMIT, Groups
 from orpheusd.process.pidfds import PidFd
-from orpheusd.process.usage import own_bytes, usage
+from orpheusd.process.usage import Usage, own_bytes, usage
+from orpheusd.tasks import must_not_fail
 
 #: A look costs some 30 µs. One that is over half of its limit is looked at more often, so that it gets less far.
 CALM_S, NEAR_S = 0.5, 0.1
+#: Few agents have as many processes; one that makes them without end has twice as many at the next look.
+MANY_PROCESSES = 32
 #: Over the limit is who is so twice: a process about to execute another shares its memory for a moment.
 AGAIN_S = 0.05
 #: A crossing is seen after CALM_S, judged AGAIN_S later, and both may come a turn late.
 LATEST_S = 1.0
+#: Workers whose many processes are counted, and as many whose pages are, in threads: of six on two processors.
+ASIDE_AT_ONCE = 2
 #: Of each turn, and the least between two: a fifth of a processor at most.
 TURN_S, PAUSE_S = 0.005, 0.02
 
@@ -34,9 +39,12 @@ class Fate(NamedTuple):
 
 
 class _Held:
-    """One worker under a limit. `crossed` once it has been found over it."""
+    """One worker under a limit. `crossed` once it has been found over it; `many` when the last look has found many
+    processes; `weighed` while its pages are counted."""
 
-    __slots__ = ("crossed", "doubted", "grouped", "limit_bytes", "peak_bytes", "process", "worker_id")
+    __slots__ = (
+        "crossed", "doubted", "grouped", "limit_bytes", "many", "peak_bytes", "process", "weighed", "worker_id",
+    )  # fmt: skip
 
     def __init__(self, worker_id: str, process: PidFd, limit_bytes: int) -> None:
         self.worker_id = worker_id
@@ -45,11 +53,13 @@ class _Held:
         self.grouped = False
         self.doubted = False
         self.crossed = False
+        self.weighed = False
+        self.many = False
         self.peak_bytes = 0
 
 
 class Limits:
-    """Invariant: every worker in `_held` is in a group or in `_due`, with the time of the next look.
+    """Invariant: every worker in `_held` is in a group, or in `_due` with the time of the next look, or looked at.
 
     `over` is told who has to die, and why. `reason`: why there are no groups.
     """
@@ -62,6 +72,7 @@ class Limits:
         self._due: list[tuple[float, int, _Held]] = []
         self._pushed = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._weighing = self._counting = 0
 
     @property
     def mode(self) -> str:
@@ -113,27 +124,56 @@ class Limits:
         began = time.monotonic()
         while self._due and self._due[0][0] <= began and time.monotonic() < began + TURN_S:
             held = heappop(self._due)[2]
-            if self._held.get(held.worker_id) is held and not held.process.exited():
-                delay_s = self._look(held)
-                if delay_s:
-                    self._push(held, began + delay_s)
+            if self._held.get(held.worker_id) is not held or held.process.exited():
+                continue
+            if not held.many:
+                self._look(held, usage(held.process.pid, TASKS_LIMIT))
+            elif self._counting < ASIDE_AT_ONCE:
+                self._counting += 1
+                asyncio.get_running_loop().create_task(self._look_aside(held)).add_done_callback(must_not_fail)
+            else:
+                self._push(held, began + NEAR_S)
         self._arm()
 
-    def _look(self, held: _Held) -> float:
+    async def _look_aside(self, held: _Held) -> None:
+        """Hundreds of processes are counted in some 30 ms, for which the loop has no time."""
+        used = await asyncio.to_thread(usage, held.process.pid, TASKS_LIMIT)
+        self._counting -= 1
+        if self._held.get(held.worker_id) is held:
+            self._look(held, used)
+            self._arm()
+
+    def _look(self, held: _Held, used: Usage) -> None:
+        """Judge what was seen, and look again unless it is over."""
+        delay_s = self._judged(held, used)
+        if delay_s:
+            self._push(held, time.monotonic() + delay_s)
+
+    def _judged(self, held: _Held, used: Usage) -> float:
         """When to look again; 0 when it is over."""
-        used = usage(held.process.pid, TASKS_LIMIT)
         held.peak_bytes = max(held.peak_bytes, used.memory_bytes)
+        held.many = used.processes > MANY_PROCESSES
         if used.processes > TASKS_LIMIT:
             self._over(held.worker_id, f"it has more than {TASKS_LIMIT} processes")
             return 0.0
         if used.memory_bytes <= held.limit_bytes:
             held.doubted = False
-            return NEAR_S if used.memory_bytes > held.limit_bytes // 2 else CALM_S
+            return NEAR_S if used.memory_bytes > held.limit_bytes // 2 or held.many else CALM_S
         if not held.doubted:
             held.doubted = True
             return AGAIN_S
-        if own_bytes(held.process.pid, TASKS_LIMIT) <= held.limit_bytes:
-            return CALM_S
-        held.crossed = True
-        self._over(held.worker_id, f"its memory is over the limit of {held.limit_bytes // MB} MB")
-        return 0.0
+        if not held.weighed and self._weighing < ASIDE_AT_ONCE:
+            held.weighed = True
+            self._weighing += 1
+            asyncio.get_running_loop().create_task(self._weigh(held)).add_done_callback(must_not_fail)
+        return NEAR_S if held.many else CALM_S
+
+    async def _weigh(self, held: _Held) -> None:
+        """The kernel counts pages under a lock that a process holds while it forks: with hundreds of those about, that
+        takes seconds, in which it may not be the loop that waits, and processes are counted on."""
+        own = await asyncio.to_thread(own_bytes, held.process.pid, TASKS_LIMIT)
+        held.weighed = False
+        self._weighing -= 1
+        if own > held.limit_bytes and self._held.get(held.worker_id) is held:
+            held.crossed = True
+            self._over(held.worker_id, f"its memory is over the limit of {held.limit_bytes // MB} MB")

@@ -28,6 +28,7 @@ from orpheusd.process.monitor import Monitor
 from orpheusd.process.plan import Plan
 from orpheusd.process.records import Record, new_record
 from orpheusd.process.remains import Remains
+from orpheusd.process.room import Room
 from orpheusd.process.sandbox import Interpreter, Isolation, RuntimeLib
 from orpheusd.tasks import must_not_fail
 from orpheusd.wire.worker import PROTOCOL_VERSION, Message
@@ -69,6 +70,7 @@ class Processes:
     ) -> None:
         self.monitor = Monitor()
         self.limits = Limits(self.kill)
+        self.room = Room()
         self._lives = Lives(runtime_dir, isolation, interpreter, lib, self, sinks.note)
         self._sinks = sinks
         self._templates: dict[str, TemplateMember] = {}
@@ -276,8 +278,7 @@ class Processes:
         self._sinks.ended(channel.owner, message)
 
     def _heard_output(self, channel: Channel, message: Message) -> None:
-        worker = self._workers.get(channel.owner)
-        if worker is not None:
+        if (worker := self._workers.get(channel.owner)) is not None:
             worker.allowance.piece(message.fields["run_id"])
             self._sinks.output(worker.id, message)
 
@@ -350,7 +351,8 @@ class Processes:
         """The worker's pidfd fired. What it said may still be in the socket, and its status on the way."""
         worker.dead = True
         loop = asyncio.get_running_loop()
-        if not worker.eof:
+        if not worker.eof and worker.channel is not None:
+            worker.channel.read_on()
             loop.call_later(LAST_WORDS_S, self._give_up_on_eof, worker)
         loop.call_later(STATUS_S, self._give_up_on_status, worker)
         self._conclude(worker)

@@ -4,6 +4,7 @@ It is gathered piece by piece: what we sent, what the template tells after the b
 """
 
 import signal
+from functools import partial
 from typing import Any, NamedTuple
 
 from orpheusd.process.causes import Cause, OutOfMemory
@@ -39,7 +40,8 @@ class Ending:
 
     def send(self, process: PidFd, number: int, why: str) -> None:
         """Send a deadly signal. One that is dead already died of something else."""
-        if not process.exited() and process.send_signal(number):
+        send = process.kill_group if number == signal.SIGKILL else partial(process.send_signal, number)
+        if not process.exited() and send():
             self.why = self.why or why
             self._aborted |= number == signal.SIGABRT
 

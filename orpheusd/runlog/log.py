@@ -59,6 +59,11 @@ class RunLog:
                 and self._handover.room(self.settings.pending_changes, self.settings.pending_bytes))
 
     @property
+    def pending_bytes(self) -> int:
+        """Inputs and results that were taken and are not on the disk yet."""
+        return self._handover.pending_bytes
+
+    @property
     def problem(self) -> str:
         """Why it is not `accepting`, in a few words, at no cost; "" when nothing is wrong."""
         if self.accepting:

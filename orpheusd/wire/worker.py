@@ -226,6 +226,11 @@ class WorkerLink:
                 messages.append(message)
         return messages
 
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of a line that has begun to arrive and not ended."""
+        return self._buffer.pending_bytes
+
     def _decode(self, line: bytes) -> tuple[Message, bool]:
         try:
             fields = self._loads(line)

@@ -182,6 +182,19 @@ def forks_without_end(_input):
             time.sleep(60)
 
 
+def doubles_without_end(_input):
+    """Every process forks, and none that comes has memory of its own: what is shared looks like far too much. It ends
+    by itself when nobody ends it."""
+    begun()
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        try:
+            os.fork()
+        except OSError:
+            continue
+    os._exit(0)
+
+
 def child_crashes(_input):
     begun()
     pid = os.fork()

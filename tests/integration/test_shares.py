@@ -16,6 +16,7 @@ import uvloop
 from orpheusd.process import entrance
 from orpheusd.process.channel import Channel
 from orpheusd.process.entrance import Entrance
+from orpheusd.process.room import Room
 from orpheusd.process.shares import HEAVY_S, TURN_MESSAGES, Shares
 from orpheusd.wire.worker import PROTOCOL_VERSION, Message
 
@@ -28,6 +29,7 @@ class Ears:
     and how often the loop had been round."""
 
     def __init__(self) -> None:
+        self.room = Room()
         self.heard_of: list[tuple[str, int, Message]] = []
         self.met: dict[str, Channel] = {}
         self.gone: list[str] = []

@@ -50,6 +50,29 @@ def test_the_reaped_and_the_closed_take_no_signal(sleeper: "subprocess.Popen[byt
     assert not held.send_signal(signal.SIGTERM)
 
 
+def test_who_leads_a_group_is_killed_with_it_and_nobody_else(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    # whoever lives holds the fifo open: its end is the end of them all
+    argv = ["sh", "-c", f"exec 3> {fifo}; sleep 60 & sleep 60"]
+    leader = subprocess.Popen(argv, start_new_session=True)
+    with fifo.open("rb") as alive:
+        held = PidFd(leader.pid)
+        assert held.kill_group()
+        assert leader.wait() == -signal.SIGKILL
+        assert alive.read() == b""
+    assert not held.kill_group()
+    held.close()
+    assert not held.kill_group()
+
+
+def test_who_leads_no_group_is_killed_alone(sleeper: "subprocess.Popen[bytes]") -> None:
+    held = PidFd(sleeper.pid)
+    assert held.kill_group(), "and we, who are of its group, are there"
+    assert sleeper.wait() == -signal.SIGKILL
+    held.close()
+
+
 def test_an_expendable_process_is_never_made_less_so(sleeper: "subprocess.Popen[bytes]") -> None:
     # fault 8
     held = PidFd(sleeper.pid)

@@ -21,6 +21,7 @@ from orpheusd.doors.http.inbox import Tasks
 from orpheusd.doors.http.limits import Limits
 from orpheusd.doors.http.plain import Address, Exchange, PlainRequest, read_plain
 from orpheusd.doors.http.protocol import DoorConfig, PlainHTTP
+from orpheusd.doors.http.unread import Unread
 
 #: What was received is handed on in pieces of at most this size.
 READ_BYTES = 64 * 1024
@@ -48,13 +49,16 @@ class Connection(asyncio.Protocol):
     in `_received` is at most `READ_AHEAD_BYTES` and one read.
     """
 
-    def __init__(self, app: Any, config: DoorConfig, context: WorkerContext, limits: Limits) -> None:
+    def __init__(
+        self, app: Any, config: DoorConfig, context: WorkerContext, limits: Limits, unread: Unread
+    ) -> None:  # fmt: skip
         self.phase = Phase.HEADERS
         self.idle_since = 0.0
         self._app = app
         self._config = config
         self._context = context
         self._limits = limits
+        self._unread = unread
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._client: Address = None
@@ -161,16 +165,18 @@ class Connection(asyncio.Protocol):
         self._deadline = 0.0
         exchange = Exchange(request, self._config.response_lines())
         await self._app(request.scope(self._client, self._server), exchange.receive, exchange.send)
-        for piece in exchange.answer:
-            await self._write(piece)
-        if not exchange.answer or exchange.hang_up or self._context.terminated.is_set():
+        answer, answered = deque(exchange.answer), bool(exchange.answer)
+        exchange.answer = ()  # nobody but us holds it: what is sent is let go
+        while answer:
+            await self._write(answer.popleft())
+        if not answered or exchange.hang_up or self._context.terminated.is_set():
             self._linger()
         else:
             self._idle()
 
     async def _send(self, event: Event) -> None:
         if isinstance(event, RawData):
-            await self._write(event.data)
+            await self._write(event.data, kept_bytes=len(event.data))
         elif isinstance(event, Closed):
             self._linger()
         elif isinstance(event, Updated):
@@ -180,13 +186,22 @@ class Connection(asyncio.Protocol):
                 self.phase = Phase.ANSWER
                 self._deadline = 0.0
 
-    async def _write(self, data: bytes) -> None:
-        for start in range(0, len(data), PIECE_BYTES):
-            if self._transport.is_closing():
-                return
-            self._transport.write(data if len(data) <= PIECE_BYTES else data[start:start + PIECE_BYTES])
-            if self._transport.get_write_buffer_size() > HIGH_WATER_BYTES:
-                await self._drain()
+    async def _write(self, data: bytes, kept_bytes: int = 0) -> None:
+        """Returns when the kernel has most of it. `kept_bytes` are held by the caller until then, sent or not."""
+        pieces = deque((data,) if len(data) <= PIECE_BYTES else
+                       (data[start:start + PIECE_BYTES] for start in range(0, len(data), PIECE_BYTES)))
+        left_bytes = len(data) + kept_bytes
+        del data
+        try:
+            while pieces and not self._transport.is_closing():
+                piece = pieces.popleft()
+                self._transport.write(piece)
+                if self._transport.get_write_buffer_size() > HIGH_WATER_BYTES:
+                    self._unread.hold(self._cut_off, left_bytes)
+                    await self._drain()
+                left_bytes -= len(piece)
+        finally:
+            self._unread.hold(self._cut_off, 0)
 
     async def _drain(self) -> None:
         try:
@@ -194,6 +209,9 @@ class Connection(asyncio.Protocol):
                 await self._writable.wait()
         except TimeoutError:
             self._transport.abort()  # the read side sees it and tells the request
+
+    def _cut_off(self) -> None:
+        self._transport.abort()
 
     async def _flush(self) -> None:
         if not self._transport.is_closing():

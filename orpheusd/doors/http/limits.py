@@ -33,6 +33,8 @@ class Limits(NamedTuple):
     keep_alive_s: float = 20.0
     #: For each 256 KiB that a client is to read.
     send_deadline_s: float = 30.0
+    #: Of all answers that wait to be read: eight of the largest, far more of those that are read as they come.
+    answers_bytes: int = 64 * _MIB
     #: How long what a refused client still sends is read and dropped, so that it sees the answer and not a reset.
     linger_s: float = 2.0
     #: About 32 KiB each; also kept below the limit of open files.

@@ -15,6 +15,7 @@ from orpheusd.doors.http.complaints import Complaints
 from orpheusd.doors.http.connection import Connection, Phase
 from orpheusd.doors.http.limits import Limits
 from orpheusd.doors.http.protocol import DoorConfig
+from orpheusd.doors.http.unread import Unread
 
 #: When files or memory are short, accept is tried again after this long, or when a connection of ours ends.
 SHORTAGE_S = 1.0
@@ -31,6 +32,7 @@ class Server:
         self._app = app
         self._limits = limits
         self._complaints = complaints
+        self._unread = Unread(limits.answers_bytes)
         self._config = DoorConfig(limits)
         self._context = WorkerContext(None)
         self._loop = asyncio.get_running_loop()
@@ -104,7 +106,7 @@ class Server:
 
     async def _serve(self, client: socket.socket) -> None:
         client.setblocking(False)
-        connection = Connection(self._app, self._config, self._context, self._limits)
+        connection = Connection(self._app, self._config, self._context, self._limits, self._unread)
         try:
             await self._loop.connect_accepted_socket(lambda: connection, client)
         except BaseException:
