@@ -54,9 +54,11 @@ class Records:
         self._path(template).unlink(missing_ok=True)
 
     def all(self) -> list[Record]:
-        """Every record, by template. What cannot be read is removed: nobody could be believed by it."""
+        """Every record, the oldest first: of two templates of one version the later serves, the other was replaced by
+        it. What cannot be read is removed: nobody could be believed by it.
+        """
         found = []
-        for path in sorted(self._directory.iterdir()):
+        for path in sorted(self._directory.iterdir(), key=lambda path: path.stat().st_mtime_ns):
             try:
                 record = Record(**json.loads(path.read_text()))
                 found.append(record._replace(version=int(record.version), memory_bytes=int(record.memory_bytes)))
