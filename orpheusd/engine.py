@@ -260,11 +260,11 @@ class Engine:
             "note": {"source": pending.source, "caller": pending.caller, "at": time.time()},
         }  # fmt: skip
         reached("run-dispatching")
-        hand_over = self._write_ahead.dispatch if pending.detached else self.processes.run
+        hand_over = self._write_ahead.dispatch if pending.whole else self.processes.run
         hand_over(effect.worker, fields, pending.payload)
         reached("run-dispatched")
         worker = self.supervisor.pool.workers[effect.worker]
-        self._recorder.started(effect, worker, pending.detached)
+        self._recorder.started(effect, worker, pending.whole)
         if effect.session is not None and effect.context in ("new", "lost"):
             self._remembered.begun(worker.agent, effect.session, effect.turn - 1, effect.worker)
 
@@ -279,7 +279,7 @@ class Engine:
 
     def _resolve(self, effect: ef.Resolve) -> None:
         pending = self.pending.pop(effect.run, None)
-        if pending is not None and pending.detached and self._left_for_later(effect):
+        if pending is not None and pending.whole and self._left_for_later(effect, pending):
             self.ends.never(effect.run)
             self._be_quiet()
             return
@@ -314,10 +314,10 @@ class Engine:
         if self.supervisor.stopping and not self.supervisor.runs:
             self.quiet.set()
 
-    def _left_for_later(self, effect: ef.Resolve) -> bool:
+    def _left_for_later(self, effect: ef.Resolve, pending: Pending) -> bool:
         """Whether a detached run that is over here stays `queued` in the log: the next daemon will execute it."""
         begun = self._write_ahead.ended(effect.run)
-        return not begun and (self._held or (self.supervisor.stopping and effect.code == "draining"))
+        return pending.detached and not begun and (self._held or (self.supervisor.stopping and effect.code == "draining"))
 
     def _keeps_queued(self, run_id: str, pending: Pending) -> bool:
         """Whether the run stays `queued` in the log, for the next image, whatever the supervisor makes of it here."""

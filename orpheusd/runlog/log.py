@@ -20,8 +20,8 @@ from orpheusd.runlog.writer import State, Writer
 class RunLog:
     """Invariant: a run for which `queued` returned True is written, or `accepting` is False and stays so.
 
-    `on_committed` gets the ids of runs whose end is on the disk, `on_detached` those of detached runs that are
-    queued there, `on_started` those of detached runs that have started there, `on_failure` what went wrong for good;
+    `on_committed` gets the ids of runs whose end is on the disk, `on_detached` those of runs that are queued there and
+    `awaited`, `on_started` those of runs kept `whole` that have started there, `on_failure` what went wrong for good;
     all in the writer's thread, and none may raise.
     """
 
@@ -76,9 +76,9 @@ class RunLog:
                     input=stored[: self.settings.input_limit_bytes] if self.settings.capture else None,
                     input_bytes=row.input_bytes if row.input_bytes is not None else len(stored))
                 stored = row.input
-            self._handover.put(row, len(stored) if stored is not None else 0, row.detached or row.announced)
+            self._handover.put(row, len(stored) if stored is not None else 0, row.awaited)
         else:
-            self._handover.put(row, 0, row.detached or row.announced)
+            self._handover.put(row, 0, row.awaited)
         return True
 
     def started(self, row: Started, urgent: bool = False) -> None:

@@ -19,7 +19,7 @@ from orpheusd.runlog.schema import COLUMNS, RING, connect_reader, connect_writer
 PAGES_PER_COMMIT = 6
 PAGES_PER_ROW = 2
 PAGE_BYTES = 4096
-_DETACHED = COLUMNS.index("detached")
+_DETACHED, _KEY = COLUMNS.index("detached"), COLUMNS.index("idempotency_key")
 
 
 class ForeignWriter(Exception):
@@ -30,7 +30,7 @@ class Written(NamedTuple):
     """What a commit did. `ended`: runs whose end is in the log now, repeats included.
 
     `detached` are the runs queued there since whose callers may wait for that (detached, streaming, or with a key),
-    `started` the detached ones that have started there.
+    `started` those that have started there and are detached or have a key.
     """
 
     ended: list[str]
@@ -174,7 +174,7 @@ class Store:
                 added_rows += 1
             if story.queued is not None and story.queued.awaited:
                 detached.append(run_id)
-            if story.started is not None and row[_DETACHED]:
+            if story.started is not None and (row[_DETACHED] or row[_KEY] is not None):
                 started.append(run_id)
             if story.ended:
                 ended.append(run_id)
