@@ -76,8 +76,8 @@ class SyncRuns:
             elif message.type == "session_end":
                 self._ending[message.fields["session_id"]] = message.fields["reason"]
             elif message.type == "stop":
-                for session_id, reason in self._ending.items():
-                    self._ends.end(session_id, reason, DRAIN_LIMIT_S)
+                while self._ending:
+                    self._ends.end(*self._ending.popitem(), DRAIN_LIMIT_S)
                 self._ends.drain()
                 self._stopping = True
             # A cancel that comes here is of a run that is over.
