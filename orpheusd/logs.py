@@ -58,6 +58,23 @@ class AgentLogs:
 
         return unfollow
 
+    async def tail(
+        self, agent: str, limit: int, run_id: str | None, session_id: str | None, tell: Follower
+    ) -> Callable[[], None]:
+        """Call `tell` with the latest `limit` lines that match, oldest first, then with every line from now on, until
+        the returned function is called.
+        """
+        # followed before it is read, so that no line falls between; those that come meanwhile wait
+        early: deque[Row] = deque(maxlen=BACKLOG_LINES)
+        unfollow = self.follow(agent, early.append)
+        try:
+            lines = await self.read(agent, limit, run_id, session_id)
+        finally:
+            unfollow()
+        for row in [*lines, *(row for row in early if row not in lines)]:
+            tell(row)
+        return self.follow(agent, tell)
+
     async def read(self, agent: str, limit: int, run_id: str | None, session_id: str | None) -> list[Row]:
         """The latest `limit` lines that match, oldest first."""
         self._flush()

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orpheusd.errors import OrpheusError
+from orpheusd.operations import ROWS_LIMIT
 from orpheusd.runlog.compose import LISTED, detail_of, run_of
 from orpheusd.runlog.rows import Run, RunDetail
 from orpheusd.runlog.schema import COLUMNS, connect_reader
 
-#: The most rows one listing returns; `before_seq` gets the next page.
-ROWS_LIMIT = 1000
 #: What one statement may bind, with room to spare.
 IDS_AT_ONCE = 500
 #: Inputs that one question fetches: at their largest (8 MiB) they are read within its deadline.
@@ -34,6 +33,7 @@ _STEPS_BETWEEN_LOOKS = 20_000
 class RunQuery(NamedTuple):
     """Which runs to list, newest first. All filters must hold.
 
+    At most ROWS_LIMIT rows, whatever `limit` is; `before_seq` gets the next page.
     `since` (included) and `until` (not included) are wall-clock seconds of `queued_at`; `before_seq` is the `seq` of
     the last row of the page before.
     """

@@ -152,6 +152,31 @@ def test_a_follower_hears_every_line_of_its_agent_until_it_goes(tmp_path: Path) 
     run(life())
 
 
+def test_who_reads_and_follows_misses_nothing_and_hears_nothing_twice(tmp_path: Path) -> None:
+    async def life() -> None:
+        heard: list[Row] = []
+        async with opened(tmp_path) as agents:
+            agents.append("a", line("before"))
+            tail = asyncio.ensure_future(agents.tail("a", 100, None, None, heard.append))
+            await asyncio.sleep(0)
+            agents.append("a", line("while it is read"))
+            unfollow = await tail
+            agents.append("a", line("after"))
+            unfollow()
+            agents.append("a", line("not any more"))
+        assert texts(heard) == ["before", "while it is read", "after"]
+    run(life())
+
+
+def test_who_cannot_be_read_to_does_not_follow(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with opened(tmp_path) as agents:
+            with pytest.raises(OverflowError):
+                await agents.tail("a", 2**64, None, None, lambda _row: None)
+            assert agents._followers == {}
+    run(life())
+
+
 def test_a_follower_hears_what_is_too_much_to_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "BACKLOG_LINES", 1)
 

@@ -55,6 +55,17 @@ def test_wrong_parameters_are_named(given: dict[str, object], says: str) -> None
     assert caught.value.code == "invalid-request"
 
 
+@pytest.mark.parametrize(("name", "most"), [("run.list", 1000), ("session.list", 1000), ("logs", 100_000)])
+def test_there_is_a_most_that_one_may_ask_for_at_once(name: str, most: int) -> None:
+    """What is listed is made on the loop that all callers share."""
+    for limit in (0, most):
+        assert check_params(BY_NAME[name], {"agent": "a", "limit": limit})["limit"] == limit
+    for limit in (-1, most + 1, 2**64 - 1):
+        with pytest.raises(OrpheusError, match=f"`limit` must be a whole number from 0 to {most}") as caught:
+            check_params(BY_NAME[name], {"agent": "a", "limit": limit})
+        assert caught.value.code == "invalid-request"
+
+
 @pytest.mark.parametrize("id", [
     "", "a" * 129, "a\0b", "../x", ".", "-a", "_a", "a/b", "a b", "a\n", "a\r\n", "\u202eabc", "é", "e\u0301",
     "😀", "a%2fb?", "\ud800", "ａ", "a;b",
