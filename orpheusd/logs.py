@@ -25,12 +25,16 @@ Follower = Callable[[Row], None]
 
 
 class AgentLogs:
-    """The logs of all agents. Invariant: at most BACKLOG_LINES lines are held in memory."""
+    """The logs of all agents.
+
+    Invariant: at most BACKLOG_LINES lines are held in memory, those that the thread has not written included. `_given`
+    is counted by the loop, `_taken` by the thread.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._backlog: deque[tuple[str, Row]] = deque()
-        self._dropped = 0
+        self._dropped = self._given = self._taken = 0
         self._followers: dict[str, list[Follower]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="logs")
@@ -38,9 +42,10 @@ class AgentLogs:
     def append(self, agent: str, row: Row) -> None:
         for follower in self._followers.get(agent, ()):
             follower(row)
-        if len(self._backlog) >= BACKLOG_LINES:
+        if self._given - self._taken >= BACKLOG_LINES:
             self._dropped += 1
             return
+        self._given += 1
         self._backlog.append((agent, row))
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_S, self._flush)
@@ -98,15 +103,23 @@ class AgentLogs:
             self._timer.cancel()
             self._timer = None
         batch = list(self._backlog)
+        count = len(batch)
         self._backlog.clear()
         if self._dropped and batch:
             agent, row = batch[-1]
             batch.append((agent, {**row, "stream": "stderr", "text": f"({self._dropped} lines were dropped here)"}))
             self._dropped = 0
         if batch:
-            self._thread.submit(self._write, batch)
+            self._thread.submit(self._write, batch, count)
 
-    def _write(self, batch: list[tuple[str, Row]]) -> None:
+    def _write(self, batch: list[tuple[str, Row]], count: int) -> None:
+        """`count` lines of the batch are such as were given."""
+        try:
+            self._put(batch)
+        finally:
+            self._taken += count
+
+    def _put(self, batch: list[tuple[str, Row]]) -> None:
         texts: dict[str, list[bytes]] = {}
         for agent, row in batch:
             texts.setdefault(agent, []).append(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))

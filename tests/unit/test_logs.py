@@ -1,6 +1,7 @@
 """What agents print: kept in bounded files, found again by run and session, and heard by whoever follows."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -131,6 +132,37 @@ def test_an_agent_that_floods_loses_lines_not_memory(tmp_path: Path, monkeypatch
             assert texts(rows) == [*map(str, range(10)), "(15 lines were dropped here)"]
             agents.append("a", line("again"))
             assert texts(await agents.read("a", 1, None, None)) == ["again"]
+    run(life())
+
+
+def test_lines_that_wait_for_a_disk_that_hangs_are_bounded_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipe that nobody reads: to open it for writing waits, as a disk does that hangs."""
+    monkeypatch.setattr(logs, "BACKLOG_LINES", 10)
+    file = tmp_path / "a" / "log.jsonl"
+    file.parent.mkdir()
+    os.mkfifo(file)
+
+    async def life() -> None:
+        async with opened(tmp_path) as agents:
+            handed_over = []
+            for number in range(10):
+                for part in range(3):
+                    agents.append("a", line(f"{number}.{part}"))
+                handed_over.append(asyncio.ensure_future(agents.forget("b")))
+                await asyncio.sleep(0)
+            pipe = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                await asyncio.wait_for(asyncio.gather(*handed_over), 10)
+                written = os.read(pipe, 1 << 16).splitlines()
+            finally:
+                os.close(pipe)
+            first = [f"{number}.{part}" for number in range(4) for part in range(3)][:10]
+            assert [orjson.loads(each)["text"] for each in written] == [*first, "(2 lines were dropped here)"]
+            file.unlink()
+            agents.append("a", line("again"))
+            assert texts(await agents.read("a", 9, None, None)) == ["again", "(18 lines were dropped here)"]
     run(life())
 
 
