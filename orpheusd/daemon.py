@@ -91,9 +91,10 @@ async def serve(config: Config, configure: Callable[[], Config], left: int | Non
         if handed is None:
             # a door that has not noticed yet that its daemon was killed still holds the port
             await kill_leftovers(tag_of(config.runtime_dir))
-        daemon = Daemon(config, Reload(config, configure), listening, handed)
+        daemon, opened = Daemon(config, Reload(config, configure), listening, handed), False
         try:
             await daemon.open()
+            opened = True
             failed.add_done_callback(lambda _: stop.asked.set())
             while not stop.asked.is_set():
                 await daemon.attend(stop)
@@ -104,7 +105,8 @@ async def serve(config: Config, configure: Callable[[], Config], left: int | Non
                 # the workers wait with what is in them
                 log.critical("leaving because of a fault", exc_info=failed.result())
         finally:
-            await (daemon.abandon() if failed.done() else daemon.close(stop.asked_again))
+            # what was adopted by a daemon that did not come up is for the next one
+            await (daemon.close(stop.asked_again) if opened and not failed.done() else daemon.abandon())
         return EXIT_FAULT if failed.done() else 0
 
 
@@ -155,8 +157,8 @@ class Signals:
 
 
 class Daemon:
-    """Everything one daemon has. Invariant: `close` undoes `open`, in reverse, also when that was not finished.
-    `handed` is what an earlier image of this process has left.
+    """Everything one daemon has. Invariant: `close` undoes `open`, in reverse; `abandon` lets go of what it has, also
+    when that was not finished. `handed` is what an earlier image of this process has left.
     """
 
     def __init__(self, config: Config, reload: Reload, listening: Listening, handed: Handover | None) -> None:

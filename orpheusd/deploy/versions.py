@@ -132,10 +132,17 @@ class VersionStore:
         _write(self._version_dir(name, number) / "env.json", json.dumps(dict(env)))
 
     def read_env(self, name: str, number: int) -> dict[str, str]:
+        """The version's environment. Raises OrpheusError(internal) when it is damaged, and OSError."""
         try:
-            return dict(json.loads((self._version_dir(name, number) / "env.json").read_text("utf-8")))
+            env = dict(json.loads((self._version_dir(name, number) / "env.json").read_text("utf-8")))
+            if not all(isinstance(value, str) for value in env.values()):
+                raise ValueError("it should hold texts")
         except FileNotFoundError:
             return {}
+        except (ValueError, TypeError) as error:
+            raise OrpheusError("internal", f"the environment of version {number} of {name} (env.json) is damaged "
+                                           f"({error}); deploy it again") from error
+        return env
 
     def set_venv(self, name: str, number: int, venv: str) -> StoredVersion:
         """Notes which virtual environment the version uses."""
@@ -210,6 +217,7 @@ class VersionStore:
                     version = self.load(path.name, number)
                     if version.venv and not (self.state_dir / "venvs" / version.venv).is_dir():
                         raise OrpheusError("internal", "its installed packages are missing; deploy it again")
+                    self.read_env(path.name, number)
                     self.make_workspace(path.name)
                     found.versions.append(version)
             except OrpheusError as error:

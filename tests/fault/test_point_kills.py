@@ -142,3 +142,32 @@ def test_a_daemon_that_stands_at_a_point_can_be_looked_at_and_goes_on(new_daemon
     process.send_signal(signal.SIGCONT)
     assert ctl.communicate(timeout=20)[0].startswith(b"deployed counts version 1")
     assert current.read_text() == "1"
+
+
+def test_a_daemon_that_fails_on_its_way_up_leaves_what_it_adopted_to_the_next(
+    new_daemon: NewDaemon, tmp_path: Path
+) -> None:
+    daemon = new_daemon()
+    daemon.deploy(write_agent(tmp_path / "counts", COUNTS))
+    assert daemon.call("run", agent="counts", input={}, session_id="s")["result"] == 1
+    daemon.crash()
+    daemon.env = {"ORPHEUS_FAILPOINTS": "daemon-doors-open=raise"}
+    assert daemon.spawn().wait(20) == 70
+    daemon.env = {}
+    daemon.start()
+    answer = daemon.call("run", agent="counts", input={}, session_id="s")
+    assert (answer["result"], answer["session"]["context"]) == (2, "warm")
+
+
+def test_an_agent_that_is_damaged_keeps_no_other_from_starting(new_daemon: NewDaemon, tmp_path: Path) -> None:
+    daemon = new_daemon()
+    for name in ("damaged", "whole"):
+        daemon.deploy(write_agent(tmp_path / name, COUNTS), env={})
+        daemon.call("run", agent=name, input={}, session_id="s")
+    daemon.crash()
+    (daemon.state_dir / "agents/damaged/versions/1/env.json").write_text("{")
+    daemon.start()
+    assert "cannot start damaged: the environment of version 1 of damaged (env.json) is damaged" in daemon.log
+    answer = daemon.call("run", agent="whole", input={}, session_id="s")
+    assert (answer["result"], answer["session"]["context"]) == (2, "warm")
+    assert [row["name"] for row in daemon.call("agent.list")["agents"]] == ["whole"]
