@@ -91,7 +91,7 @@ async def serve(config: Config, configure: Callable[[], Config], left: int | Non
         if handed is None:
             # a door that has not noticed yet that its daemon was killed still holds the port
             await kill_leftovers(tag_of(config.runtime_dir))
-        daemon, opened = Daemon(config, Reload(config, configure), listening, handed), False
+        daemon, opened = Daemon(config, Reload(config, configure, listening.kept), listening, handed), False
         try:
             await daemon.open()
             opened = True

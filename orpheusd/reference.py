@@ -79,7 +79,7 @@ What callers see of it is a pause:
 1. The settings and the program are tried first (`orpheusd --check`). When they would not start the daemon, or
    `state_dir`, `runtime_dir`, `http`, `http_doors` or `http_admin` would
    change, the reload is refused with what was said, and
-   nothing changes. After SIGHUP the log has it.
+   nothing changes (but `http` may say what it likes while systemd holds the door). After SIGHUP the log has it.
 2. Nothing more is read and nobody is accepted: requests wait in their connections, and new connections in the
    listening sockets. What has begun is answered; runs have `stop_timeout_s` (10 s) for that. Those who only watch
    (`logs -f`, `show --wait`, a second request under an idempotency key) are let go at once; `attach` asks again by

@@ -242,7 +242,8 @@ def settings(folder: Path, **values: Any) -> Path:
 
 @pytest.mark.parametrize(("text", "said"), [
     ("grace_s = ", "cannot read"), ("no_such_setting = 1", "unknown setting"),
-    ("http_doors = 2", "http_doors would be 2")])
+    ("http_doors = 2", "http_doors would be 2"),
+])
 def test_settings_that_will_not_do_refuse_it_and_nothing_changes(
     new_daemon: NewDaemon, tmp_path: Path, text: str, said: str
 ) -> None:
