@@ -255,6 +255,7 @@ class Daemon:
         self._runs.let_watchers_go()
         await _first_of(config.stop_timeout_s, self._control.answered, signals.asked)
         if signals.asked.is_set():
+            await self._control.release("control" not in self._listening.kept)
             return
         signals.keep()
         await self._engine.hold(LAST_S)

@@ -291,21 +291,6 @@ def test_sighup_reloads_and_says_in_the_log_when_it_cannot(new_daemon: NewDaemon
         assert over_control(control, "s")["result"]["turn"] == 2
 
 
-def test_a_sigterm_during_a_reload_stops_the_daemon(new_daemon: NewDaemon, tmp_path: Path) -> None:
-    daemon = new_daemon()
-    daemon.deploy(witness(tmp_path / "slow", SLOW))
-    with daemon.connect() as control, daemon.connect() as asking:
-        control.send("run", agent="slow", input={"seconds": 1})
-        eventually(lambda: daemon.call("agent.stats", agent="slow")["queue"]["processing"] == 1)
-        asking.send("reload")
-        eventually(lambda: "reloading" in daemon.log, 10)
-        family = daemon.family()
-        assert daemon.stop() == 0
-        assert "result" in control.receive(), "the run had its time"
-    assert not [one for one in family if one.is_running()]
-    assert "reloaded" not in daemon.log
-
-
 def test_a_sigterm_while_the_new_image_starts_is_heard_by_it(new_daemon: NewDaemon) -> None:
     daemon = new_daemon()
     with daemon.connect() as control:
