@@ -174,8 +174,9 @@ class Daemon:
         store = VersionStore(config.state_dir)
         store.prepare()
         self._logs = AgentLogs(config.state_dir / "logs")
-        self._recorder = Recorder(config.state_dir / "runs.db", Settings(durability=config.durability),
-                                  partial(_log_failed, asyncio.get_running_loop()))
+        self._recorder = Recorder(
+            config.state_dir / "runs.db", Settings(durability=config.durability, capture=config.run_log_capture),
+            partial(_log_failed, asyncio.get_running_loop()))
         reached("daemon-log-open")
         self._remembered = Remembered(config.state_dir / "sessions.db", store.forget_session_state)
         self._engine = Engine(
@@ -318,6 +319,7 @@ class Daemon:
         self._audit.close(LAST_S)
         self._remembered.close(config.stop_timeout_s)
         self._recorder.close(config.stop_timeout_s)
+        self._notifier.close()
 
     async def _end_processes(self, by: float) -> None:
         """Until `by` they may leave by themselves."""

@@ -1,7 +1,7 @@
 """The engine: feeds the supervisor and carries out what it returns. The only caller of `Supervisor.handle`.
 
 It holds what the supervisor refuses to know: inputs, results, callers, and the processes. It runs on one event
-loop and never awaits, so events are handled one at a time, in order.
+loop, and nothing awaits while an event is handled, so events are handled one at a time, in order.
 """
 
 import asyncio

@@ -103,24 +103,6 @@ class RunQueries:
                     f"SELECT run_id, state FROM runs WHERE run_id IN ({places})", ids).fetchall())
         return found
 
-    def counts(self, agent: str | None = None) -> dict[str, dict[str, int]]:
-        """Runs in the log by agent and state. States that no run is in are left out."""
-        where, values = ("WHERE agent = ? ", [_text(agent)]) if agent is not None else ("", [])
-        others = where.replace("WHERE", "AND")
-        with self._reading() as connection:
-            connection.execute("BEGIN")
-            # Two indexes answer this without reading the rows of completed runs.
-            totals = connection.execute(
-                f"SELECT agent, count(*) FROM runs {where}GROUP BY agent", values).fetchall()
-            rows = connection.execute(
-                "SELECT agent, state, count(*) FROM runs INDEXED BY runs_by_state"
-                f" WHERE state <> 'completed' {others}GROUP BY agent, state", values).fetchall()
-        counts: dict[str, dict[str, int]] = {name: {"completed": total} for name, total in totals}
-        for name, state, count in rows:
-            counts[name][state] = count
-            counts[name]["completed"] -= count
-        return {name: {state: count for state, count in states.items() if count} for name, states in counts.items()}
-
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         deadline = time.monotonic() + self._deadline_s

@@ -93,7 +93,7 @@ class Channel:
         self._address = address
         self._socket = sock
         self._fd = sock.fileno()
-        self._identity = _identity(self._fd)
+        self._identity = identity_of(self._fd)
         self._owner_pid = os.getpid()
         self._queue: deque[Posting] = deque()
         self._batch: list[Posting] = []
@@ -169,7 +169,7 @@ class Channel:
         """Raises ChannelClosed when the fd is not our socket any more, or this process not its owner."""
         if os.getpid() != self._owner_pid:
             raise ChannelClosed("a forked child does not speak for its worker")
-        if _identity(self._fd) != self._identity:
+        if identity_of(self._fd) != self._identity:
             raise ChannelClosed("the agent closed the channel")
         if self.lost:
             raise ChannelClosed("the supervisor is gone")
@@ -206,7 +206,7 @@ class Channel:
 
         Raises OSError while nobody can be reached, ChannelClosed when the fd is not ours any more.
         """
-        if self._address is None or os.getpid() != self._owner_pid or _identity(self._fd) != self._identity:
+        if self._address is None or os.getpid() != self._owner_pid or identity_of(self._fd) != self._identity:
             raise ChannelClosed("the agent closed the channel")
         ours = [threading.get_ident()]
         if self._baton.setdefault("holder", ours) is not ours:
@@ -214,7 +214,7 @@ class Channel:
         try:
             with _connected(self._address.path, 0.0) as sock:
                 os.dup2(sock.fileno(), self._fd, inheritable=False)
-            self._identity = _identity(self._fd)
+            self._identity = identity_of(self._fd)
             self.link = WorkerLink(self._address.role, json.loads, _dumps)
             self._begin_anew()
             self._queue.appendleft(Posting(*_hello(self._address)))
@@ -340,8 +340,8 @@ def _reraise_foreign(error: OSError) -> None:
         raise error
 
 
-def _identity(fd: int) -> tuple[int, int] | None:
-    """Which socket an fd names; an agent that closes and opens fds may put another one in its place."""
+def identity_of(fd: int) -> tuple[int, int] | None:
+    """Which file an fd names; an agent that closes and opens fds may put another one in its place."""
     try:
         status = os.fstat(fd)
     except OSError:

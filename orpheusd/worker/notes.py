@@ -7,6 +7,7 @@ import os
 import traceback
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
 
+from orpheusd.worker.channel import identity_of
 from orpheusd.worker.sheet import SHEET_BYTES
 
 #: faulthandler writes from the start of the sheet; the second half is for notes.
@@ -20,7 +21,7 @@ class Notes:
 
     def __init__(self, sheet: int) -> None:
         self._sheet = sheet
-        self._identity = _identity(sheet)
+        self._identity = identity_of(sheet)
         self._texts: dict[str, str] = {}
         self._written_bytes = 0
 
@@ -34,7 +35,7 @@ class Notes:
 
     def _write(self) -> None:
         data = "\n".join(["", *self._texts.values()]).encode("utf-8", "backslashreplace")[: SHEET_BYTES - NOTES_AT]
-        if _identity(self._sheet) == self._identity:  # else the agent has closed it, and may have a file there
+        if identity_of(self._sheet) == self._identity:  # else the agent has closed it, and may have a file there
             os.pwrite(self._sheet, data.ljust(self._written_bytes, b"\0"), NOTES_AT)
             self._written_bytes = len(data)
 
@@ -55,11 +56,3 @@ def where(awaited: object) -> str:
         if frame is not None:
             frames.append(frame)
     return "".join(traceback.StackSummary.extract((frame, frame.f_lineno) for frame in frames).format())
-
-
-def _identity(fd: int) -> tuple[int, int] | None:
-    try:
-        status = os.fstat(fd)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
