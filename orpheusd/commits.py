@@ -1,5 +1,5 @@
-"""What waits for the disk: callbacks by run id, each called once: when the run's end is in the log, or when it is
-known that this daemon will not write it.
+"""What waits for the disk: callbacks by run id, each called once: when what it waits for, the run's end or its
+`queued` row, is in the log, or when it is known that this daemon will not write it.
 
 It knows nothing of what it is told about, nor of the log. It belongs to the event loop's thread.
 """
@@ -7,7 +7,7 @@ It knows nothing of what it is told about, nor of the log. It belongs to the eve
 import asyncio
 from collections.abc import Callable
 
-#: Called with True when the end is committed, with False when it will not be.
+#: Called with True when it is committed, with False when it will not be.
 Waiter = Callable[[bool], None]
 
 
@@ -41,7 +41,7 @@ class Commits:
                 self._tell(run_id, True)
 
     def never(self, run_id: str) -> None:
-        """This run's end is not this daemon's to write."""
+        """What is waited for of this run is not this daemon's to write."""
         self._tell(run_id, False)
 
     def failed(self) -> None:

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 from orpheusd import failpoints
 from orpheusd.errors import OrpheusError
 from orpheusd.failpoints import Trap
+from orpheusd.runlog.settings import DURABILITIES
 
 DEFAULT_FILE = Path("/etc/orpheus/orpheusd.toml")
 ISOLATIONS = ("auto", "bwrap", "none")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
-DURABILITIES = ("os", "disk")
 
 #: Where the next image of a daemon that reloads finds what it is handed; see `orpheusd.handover`.
 HANDOVER = "ORPHEUS_HANDOVER"
@@ -56,6 +56,7 @@ class Config:
     debug: bool = False
     admin_group: str = "orpheus-admin"
     durability: str = "os"
+    run_log_capture: bool = True
     start_timeout_s: float = 30.0
     grace_s: float = 2.0
     stop_timeout_s: float = 10.0
@@ -110,6 +111,7 @@ _TEXT: dict[str, Any] = {
     "debug": _switch,
     "admin_group": str,
     "durability": str,
+    "run_log_capture": _switch,
     "start_timeout_s": float,
     "grace_s": float,
     "stop_timeout_s": float,
@@ -124,7 +126,7 @@ DOORS_LIMIT = 64
 _SECONDS = (float, int)
 _KINDS: dict[str, tuple[type, ...]] = {
     "state_dir": (type(Path()),), "runtime_dir": (type(Path()),), "http": (str, type(None)), "http_doors": (int,),
-    "http_admin": (bool,),
+    "http_admin": (bool,), "run_log_capture": (bool,),
     "debug": (bool,), "admin_group": (str,), "start_timeout_s": _SECONDS, "grace_s": _SECONDS,
     "stop_timeout_s": _SECONDS, "orphan_ttl_s": _SECONDS, "build_timeout_s": _SECONDS,
 }  # fmt: skip

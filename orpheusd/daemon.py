@@ -94,9 +94,10 @@ async def serve(config: Config, configure: Callable[[], Config], left: int | Non
             await kill_leftovers(tag_of(config.runtime_dir))
             if config.http is not None and listening.http is None:
                 listening = listening._replace(http=await bind_or_evict(config.http, config.runtime_dir))
-        daemon = Daemon(config, Reload(config, configure), listening, handed)
+        daemon, opened = Daemon(config, Reload(config, configure, listening.kept), listening, handed), False
         try:
             await daemon.open()
+            opened = True
             failed.add_done_callback(lambda _: stop.asked.set())
             while not stop.asked.is_set():
                 await daemon.attend(stop)
@@ -107,7 +108,8 @@ async def serve(config: Config, configure: Callable[[], Config], left: int | Non
                 # the workers wait with what is in them
                 log.critical("leaving because of a fault", exc_info=failed.result())
         finally:
-            await (daemon.abandon() if failed.done() else daemon.close(stop.asked_again))
+            # what was adopted by a daemon that did not come up is for the next one
+            await (daemon.close(stop.asked_again) if opened and not failed.done() else daemon.abandon())
         return EXIT_FAULT if failed.done() else 0
 
 
@@ -158,8 +160,8 @@ class Signals:
 
 
 class Daemon:
-    """Everything one daemon has. Invariant: `close` undoes `open`, in reverse, also when that was not finished.
-    `handed` is what an earlier image of this process has left.
+    """Everything one daemon has. Invariant: `close` undoes `open`, in reverse; `abandon` lets go of what it has, also
+    when that was not finished. `handed` is what an earlier image of this process has left.
     """
 
     def __init__(self, config: Config, reload: Reload, listening: Listening, handed: Handover | None) -> None:
@@ -175,8 +177,9 @@ class Daemon:
         store = VersionStore(config.state_dir)
         store.prepare()
         self._logs = AgentLogs(config.state_dir / "logs")
-        self._recorder = Recorder(config.state_dir / "runs.db", Settings(durability=config.durability),
-                                  partial(_log_failed, asyncio.get_running_loop()))
+        self._recorder = Recorder(
+            config.state_dir / "runs.db", Settings(durability=config.durability, capture=config.run_log_capture),
+            partial(_log_failed, asyncio.get_running_loop()))
         reached("daemon-log-open")
         self._remembered = Remembered(config.state_dir / "sessions.db", store.forget_session_state)
         self._engine = Engine(
@@ -258,6 +261,7 @@ class Daemon:
         self._runs.let_watchers_go()
         await _first_of(config.stop_timeout_s, self._control.answered, signals.asked)
         if signals.asked.is_set():
+            await self._control.release("control" not in self._listening.kept)
             return
         signals.keep()
         await self._engine.hold(LAST_S)
@@ -319,6 +323,7 @@ class Daemon:
         self._audit.close(LAST_S)
         self._remembered.close(config.stop_timeout_s)
         self._recorder.close(config.stop_timeout_s)
+        self._notifier.close()
 
     async def _end_processes(self, by: float) -> None:
         """Until `by` they may leave by themselves."""

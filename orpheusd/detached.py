@@ -2,7 +2,9 @@
 
 The `queued` row is on the disk before the caller is told that the run is accepted, and the `started` row before a
 worker gets it. So a row that is still `queued` after a kill was certainly never executed, and a later daemon queues
-it again; one that is `started` may have been, and never is. What is said to callers is not this file's business.
+it again; one that is `started` may have been, and never is. A run with an idempotency key is handed over in the same
+way, whether its caller waits or not: who asks again after a kill must be led to it. What is said to callers is not
+this file's business.
 """
 
 from collections.abc import Callable
@@ -27,7 +29,7 @@ class Handing(NamedTuple):
 
 
 class WriteAhead:
-    """Hands detached runs over, each when its start is on the disk.
+    """Hands runs over, each when its start is on the disk.
 
     Invariant: `_held` are runs that the supervisor has put on a living worker and no worker has got; `_begun` are
     those under way whose start the log was told of, each with whether it is on the disk.

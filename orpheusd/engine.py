@@ -1,7 +1,7 @@
 """The engine: feeds the supervisor and carries out what it returns. The only caller of `Supervisor.handle`.
 
 It holds what the supervisor refuses to know: inputs, results, callers, and the processes. It runs on one event
-loop and never awaits, so events are handled one at a time, in order.
+loop, and nothing awaits while an event is handled, so events are handled one at a time, in order.
 """
 
 import asyncio
@@ -36,6 +36,7 @@ from orpheusd.process.sandbox import Interpreter, Isolation, RuntimeLib
 from orpheusd.recorder import Recorder
 from orpheusd.relay import Relay
 from orpheusd.remembered import Remembered
+from orpheusd.returning import Returning
 from orpheusd.said import believable, read_error, sentence
 from orpheusd.why import Explanations
 from orpheusd.wire.worker import Message
@@ -78,11 +79,11 @@ class Engine:
         self.supervisor = Supervisor(boot_id, policy, random.random, free_mb)
         self.plans: dict[tuple[str, int], Plan] = {}
         self.pending: dict[str, Pending] = {}
-        self._relay = Relay(self.supervisor, self.pending, on_log)
+        relay = self._relay = Relay(self.supervisor, self.pending, on_log)
+        told = Returning(recorder, self._happened, self._adopted, self._ended)
         self.processes = Processes(
             runtime_dir, isolation, interpreter, lib,
-            Sinks(self._happened, self._relay.died, self._adopted, self._ended, self._relay.output, self._relay.log,
-                  on_note))
+            Sinks(told.happened, relay.died, told.adopted, told.ended, relay.output, relay.log, on_note))
         self.quiet, self.stopped = asyncio.Event(), asyncio.Event()
         self.explanations = Explanations()
         self.ends, self.acceptances = Commits(), Commits()
@@ -260,11 +261,11 @@ class Engine:
             "note": {"source": pending.source, "caller": pending.caller, "at": time.time()},
         }  # fmt: skip
         reached("run-dispatching")
-        hand_over = self._write_ahead.dispatch if pending.detached else self.processes.run
+        hand_over = self._write_ahead.dispatch if pending.whole else self.processes.run
         hand_over(effect.worker, fields, pending.payload)
         reached("run-dispatched")
         worker = self.supervisor.pool.workers[effect.worker]
-        self._recorder.started(effect, worker, pending.detached)
+        self._recorder.started(effect, worker, pending.whole)
         if effect.session is not None and effect.context in ("new", "lost"):
             self._remembered.begun(worker.agent, effect.session, effect.turn - 1, effect.worker)
 
@@ -279,7 +280,7 @@ class Engine:
 
     def _resolve(self, effect: ef.Resolve) -> None:
         pending = self.pending.pop(effect.run, None)
-        if pending is not None and pending.detached and self._left_for_later(effect):
+        if pending is not None and pending.whole and self._left_for_later(effect, pending):
             self.ends.never(effect.run)
             self._be_quiet()
             return
@@ -314,10 +315,10 @@ class Engine:
         if self.supervisor.stopping and not self.supervisor.runs:
             self.quiet.set()
 
-    def _left_for_later(self, effect: ef.Resolve) -> bool:
+    def _left_for_later(self, effect: ef.Resolve, pending: Pending) -> bool:
         """Whether a detached run that is over here stays `queued` in the log: the next daemon will execute it."""
-        begun = self._write_ahead.ended(effect.run)
-        return not begun and (self._held or (self.supervisor.stopping and effect.code == "draining"))
+        begun, draining = self._write_ahead.ended(effect.run), self.supervisor.stopping and effect.code == "draining"
+        return pending.detached and not begun and (self._held or draining)
 
     def _keeps_queued(self, run_id: str, pending: Pending) -> bool:
         """Whether the run stays `queued` in the log, for the next image, whatever the supervisor makes of it here."""
@@ -369,12 +370,12 @@ class Engine:
             event = event._replace(undelivered=event.undelivered | unread)
         self.feed(event)
 
-    def _adopted(self, worker_id: str, sessions: list[Session], held: list[Message]) -> None:
-        """A worker that outlived the last daemon has told what it has."""
+    def _adopted(self, worker_id: str, sessions: list[Session], held: list[Message], states: dict[str, str]) -> None:
+        """A worker that outlived the last daemon has told what it has, and the log what it knows of that."""
         worker = self.supervisor.pool.workers.get(worker_id)
         if worker is None:
             return
-        found = self._recorder.adopted(worker, held)
+        found = self._recorder.adopted(worker, held, states)
         # also when there is nothing to acknowledge: it is how the worker knows that it was heard
         self.processes.acknowledge(worker_id, found.over)
         seen = tuple(ev.Seen(id, turns, idle_s, worker_id, saved) for id, turns, idle_s, saved in sessions)
@@ -393,7 +394,6 @@ class Engine:
         if fields["dropped_bytes"]:
             self._relay.dropped(worker_id, fields["run_id"], fields["dropped_bytes"])
         self._ended_message = message
-        self.feed(ev.RunEnded(
-            worker_id, fields["run_id"], fields["state"], fields["code"], fields["context"] == "restored",
-            fields["saved"]))
+        restored = fields["context"] == "restored"
+        self.feed(ev.RunEnded(worker_id, run.id, fields["state"], fields["code"], restored, fields["saved"]))
         self._ended_message = None

@@ -15,8 +15,6 @@ import orjson
 
 #: Two files of this size are kept for each agent: enough for a bad day, too little to fill a disk.
 FILE_LIMIT_BYTES = 8 * 1024 * 1024
-#: More than the two files can hold, for callers who ask for more than there are numbers.
-LINES_LIMIT = 2 * FILE_LIMIT_BYTES
 #: Lines that wait to be written, over all agents; beyond that they are dropped and counted.
 BACKLOG_LINES = 20_000
 #: Lines that are written at a time: they hold the interpreter for less than a millisecond, and then the loop gets it.
@@ -64,6 +62,23 @@ class AgentLogs:
                 self._followers.pop(agent, None)
 
         return unfollow
+
+    async def tail(
+        self, agent: str, limit: int, run_id: str | None, session_id: str | None, tell: Follower
+    ) -> Callable[[], None]:
+        """Call `tell` with the latest `limit` lines that match, oldest first, then with every line from now on, until
+        the returned function is called.
+        """
+        # followed before it is read, so that no line falls between; those that come meanwhile wait
+        early: deque[Row] = deque(maxlen=BACKLOG_LINES)
+        unfollow = self.follow(agent, early.append)
+        try:
+            lines = await self.read(agent, limit, run_id, session_id)
+        finally:
+            unfollow()
+        for row in [*lines, *(row for row in early if row not in lines)]:
+            tell(row)
+        return self.follow(agent, tell)
 
     async def read(self, agent: str, limit: int, run_id: str | None, session_id: str | None) -> list[Row]:
         """The latest `limit` lines that match, oldest first."""
@@ -120,7 +135,7 @@ class AgentLogs:
                 self._dropped += len(lines)
 
     def _read(self, agent: str, limit: int, run_id: str | None, session_id: str | None) -> list[Row]:
-        found: deque[Row] = deque(maxlen=min(limit, LINES_LIMIT))
+        found: deque[Row] = deque(maxlen=limit)
         for path in reversed(self._files(agent)):
             try:
                 lines = path.read_bytes().split(b"\n")

@@ -38,6 +38,11 @@ INPUT_LIMIT_BYTES = 8 * 1024 * 1024
 RESULT_LIMIT_BYTES = 8 * 1024 * 1024
 
 CONTEXTS = ("new", "warm", "spilled", "restored", "lost")
+#: The most rows one listing returns: they are made on the event loop, some microseconds each.
+ROWS_LIMIT = 1000
+#: The most lines of a log that are read at once: about as many as an agent's files hold.
+LINES_LIMIT = 100_000
+
 RUN_STATES = (
     "queued", "started", "completed", "failed", "timed-out", "cancelled", "crashed", "expired", "rejected")
 SOURCES = ("ctl", "http")
@@ -101,6 +106,10 @@ KINDS: dict[str, Kind] = {
     "boolean": Kind((bool,), {"type": "boolean"}, "true or false"),
     "count": Kind((int,), {"type": "integer", "minimum": 0, "maximum": COUNT_LIMIT},
                   "a whole number from 0 to 2^53 - 1", minimum=0, maximum=COUNT_LIMIT),
+    "rows": Kind((int,), {"type": "integer", "minimum": 0, "maximum": ROWS_LIMIT},
+                 f"a whole number from 0 to {ROWS_LIMIT}", minimum=0, maximum=ROWS_LIMIT),
+    "lines": Kind((int,), {"type": "integer", "minimum": 0, "maximum": LINES_LIMIT},
+                  f"a whole number from 0 to {LINES_LIMIT}", minimum=0, maximum=LINES_LIMIT),
     "seconds": Kind((int, float), {"type": "number", "exclusiveMinimum": 0}, "a number of seconds above 0",
                     minimum=math.ulp(0.0)),
     "wait": Kind((int, float), {"type": "number", "minimum": 0, "maximum": 60}, "a number of seconds from 0 to 60",
@@ -120,7 +129,7 @@ _AGENT = Param("agent", "agent", "name of the agent")
 _SESSION = Param("session_id", "session", "session id")
 _RUN = Param("run_id", "run", "run id")
 _UPLOAD = Param("upload_id", "upload", "an upload begun with bundle.put")
-_LIMIT = Param("limit", "count", "at most this many rows", required=False, default=100)
+_LIMIT = Param("limit", "rows", f"at most this many rows, up to {ROWS_LIMIT}", required=False, default=100)
 
 OPERATIONS: tuple[Operation, ...] = (
     Operation("run", Access.RUN, "execute an agent's handler once", (
@@ -156,7 +165,7 @@ OPERATIONS: tuple[Operation, ...] = (
         Param("since", "moment", "only runs that were accepted then or later", required=False),
         Param("until", "moment", "only runs that were accepted before then", required=False),
         Param("before", "count", "only runs before the one with this `seq`: the next page", required=False),
-        _LIMIT._replace(help="at most this many rows, up to 1000"),
+        _LIMIT,
     ), ("GET", "/v1/execlog"), "runs"),
     Operation("run.retry", Access.RUN, "run again what an ended run was given, as a new run", (
         _RUN,
@@ -203,7 +212,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ), ("POST", "/v1/agents/{agent}/rollback"), "rollback"),
     Operation("logs", Access.READ, "read what an agent's workers printed", (
         _AGENT,
-        Param("limit", "count", "at most this many of the latest lines", required=False, default=100),
+        _LIMIT._replace(kind="lines", help=f"at most this many of the latest lines, up to {LINES_LIMIT}"),
         _RUN._replace(required=False, help="only lines of this run"),
         _SESSION._replace(required=False, help="only lines of this session"),
         Param("stream", "boolean", "go on sending lines as events", required=False, default=False),

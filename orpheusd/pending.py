@@ -23,7 +23,7 @@ class Pending(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """Whether somebody may ask the log for the whole result."""
+        """Whether somebody may ask the log for the whole result; no worker gets it before the log has its start."""
         return self.detached or self.key is not None
 
     def reply(self, outcome: Outcome, committed: bool) -> None:

@@ -59,6 +59,7 @@ class Listener(Protocol):
 class Recorder:
     """Invariant: a run for which `accepted` returned is in the log, or will be before the log is closed.
 
+    `_unfinished` are the runs of earlier daemons without an end, `_settled` those that this one has ended.
     `replies_wait`: an answer is given when the disk has it. `accepted_before` are detached runs that an earlier daemon
     accepted and never started, in order. `on_failure` gets the reason, in the log's thread, when the log fails for
     good and that can not be so any more.
@@ -82,6 +83,7 @@ class Recorder:
         self.accepted_before = [one for one in left if one.run.detached and one.run.state == "queued"]
         again = {one.run.run_id for one in self.accepted_before}
         self._unfinished = {one.run.run_id: one for one in left if one.run.run_id not in again}
+        self._settled: set[str] = set()
 
     def listen(self, loop: asyncio.AbstractEventLoop, listener: Listener) -> None:
         """From now on `listener` is told, in `loop`."""
@@ -109,6 +111,7 @@ class Recorder:
 
     def ended(self, outcome: Outcome, whole: bool = False) -> None:
         """`whole`: its result is kept whatever is said of capturing, because somebody may ask for it."""
+        self._settle(outcome.run_id)
         error = outcome.error
         self._log.ended(Ended(
             outcome.run_id, outcome.state, outcome.code, time.time(), round(outcome.duration_ms * 1000),
@@ -165,29 +168,45 @@ class Recorder:
 
     def give_up_unfinished(self, agents: Container[str]) -> None:
         """Nobody will hear of the runs of agents that are not among these."""
-        for run in self._found():
+        for run in list(self._found()):
             if run.agent not in agents:
+                self._settle(run.run_id)
                 self._log.ended(Ended(run.run_id, "crashed", "worker-crashed", time.time(), 0,
                                       error_message=_ORPHANED.format(state=run.state)))
 
-    def adopted(self, worker: Worker, held: list[Message]) -> Adopted:
-        """`worker` still has these runs. What the log does not know of them is written now: the last daemon may have
-        died before it could."""
-        states = self._queries.states([message.fields["run_id"] for message in held])
+    def unknown(self, held: list[Message]) -> list[str]:
+        """Those of the runs that a worker holds about which `states` must be asked: the log may have their end."""
+        run_ids = [message.fields["run_id"] for message in held]
+        return [id for id in run_ids if id not in self._unfinished and id not in self._settled]
+
+    async def states(self, run_ids: list[str]) -> dict[str, str]:
+        """The state of each of these runs that the log has. Raises OrpheusError when it does not answer."""
+        return await asyncio.to_thread(self._queries.states, run_ids)
+
+    def adopted(self, worker: Worker, held: list[Message], states: dict[str, str]) -> Adopted:
+        """`worker` still has these runs; `states` has those of the `unknown` ones. What the log does not know of them
+        is written now: the last daemon may have died before it could."""
         runs: list[Unfinished] = []
         over: list[str] = []
         for message in held:
             fields = message.fields
             run_id = fields["run_id"]
             known = self._unfinished.get(run_id)
-            if states.get(run_id, "queued") not in UNFINISHED or (known and known.run.agent != worker.agent):
+            state = states.get(run_id) if known is None else known.run.state
+            if run_id in self._settled or (state is not None and state not in UNFINISHED) or (
+                    known is not None and known.run.agent != worker.agent):
                 over.append(run_id)
                 continue
-            self._write_again(worker, message, states.get(run_id))
+            self._write_again(worker, message, state)
             left_s = max(0.0, (fields["timeout_s"] or 0.0) - fields["elapsed_s"])
             runs.append(Unfinished(run_id, fields["session_id"], fields["context"], worker.id, left_s, fields["over"],
                                    max(0.0, fields["elapsed_s"])))
         return Adopted(tuple(runs), over)
+
+    def _settle(self, run_id: str) -> None:
+        """This daemon has written the end of a run that an earlier one left."""
+        if self._unfinished.pop(run_id, None) is not None:
+            self._settled.add(run_id)
 
     def _write_again(self, worker: Worker, message: Message, state: str | None) -> None:
         fields, note = message.fields, message.fields["note"]

@@ -82,7 +82,7 @@ What callers see of it is a pause:
 1. The settings and the program are tried first (`orpheusd --check`). When they would not start the daemon, or
    `state_dir`, `runtime_dir`, `http`, `http_doors` or `http_admin` would
    change, the reload is refused with what was said, and
-   nothing changes. After SIGHUP the log has it.
+   nothing changes (but `http` may say what it likes while systemd holds the door). After SIGHUP the log has it.
 2. Nothing more is read and nobody is accepted: requests wait in their connections, and new connections in the
    listening sockets. What has begun is answered; runs have `stop_timeout_s` (10 s) for that. Those who only watch
    (`logs -f`, `show --wait`, a second request under an idempotency key) are let go at once; `attach` asks again by
@@ -94,10 +94,10 @@ What callers see of it is a pause:
    listening sockets, the connections and the front doors go over to it: a client keeps its connection, over HTTP too.
    Templates and workers dial again as they do when a daemon was killed; what they remember stays.
 
-A SIGTERM in step 2 stops the daemon instead; later signals wait for the new program, a second SIGHUP too. The pieces
-of an upload belong to the program that took them: a deploy that is still uploading is refused after a reload and has
-to be sent again. The front doors go on with the code that they were started with; one that is told to go (SIGTERM) is
-replaced by one of the new code.
+A SIGTERM in step 2 stops the daemon instead: requests that waited are served or told `draining`. Later signals wait
+for the new program, a second SIGHUP too. The pieces of an upload belong to the program that took them: a deploy that
+is still uploading is refused after a reload and has to be sent again. The front doors go on with the code that they
+were started with; one that is told to go (SIGTERM) is replaced by one of the new code.
 
 Only when the program cannot be executed although its trial went well does the daemon end, with {fault} and as if it
 had been killed: workers wait for the next one for `orphan_ttl_s`.

@@ -5,9 +5,10 @@ How a reload is carried out is the daemon's business.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from orpheusd.config import Config
+from orpheusd.config import Config, http_address
 from orpheusd.errors import OrpheusError
 from orpheusd.process import image
 
@@ -23,11 +24,12 @@ FIXED = ("state_dir", "runtime_dir", "http", "http_doors", "http_admin")
 class Reload:
     """Invariant: `granted` is set once, when a try has gone well; at most one goes on at a time, for all who asked."""
 
-    def __init__(self, config: Config, configure: Callable[[], Config]) -> None:
-        """`configure` reads the settings as a next image would."""
+    def __init__(self, config: Config, configure: Callable[[], Config], given: Sequence[str] = ()) -> None:
+        """`configure` reads the settings as a next image would. Those of doors that systemd has `given` do nothing."""
         self.granted = asyncio.Event()
         self._config = config
         self._configure = configure
+        self._given = given
         self._trial: asyncio.Task[None] | None = None
 
     async def ask(self) -> None:
@@ -48,19 +50,25 @@ class Reload:
     async def _try(self) -> None:
         if self.granted.is_set():
             return
-        _check_fixed(self._config, self._configure())
+        check_fixed(self._config, self._configure(), self._given)
         problem = await image.try_out()
         if problem:
             raise OrpheusError("conflict", f"cannot reload, and nothing has changed: {problem}")
         self.granted.set()
 
 
-def _check_fixed(before: Config, after: Config) -> None:
+def check_fixed(before: Config, after: Config, given: Sequence[str]) -> None:
+    """Raises OrpheusError for a setting that a reload cannot change."""
     for name in FIXED:
         old, new = getattr(before, name), getattr(after, name)
-        if old != new:
+        if name not in given and _meant(name, old) != _meant(name, new):
             raise OrpheusError("conflict", f"cannot reload, and nothing has changed: {name} would be {new}, and stays "
                                            f"{old} while the daemon runs; stop it and start it again")
+
+
+def _meant(name: str, setting: Any) -> Any:
+    """What a setting says, however it says it: `localhost:7777` is `127.0.0.1:7777`."""
+    return http_address(setting) if name == "http" and setting is not None else setting
 
 
 def _note(asking: "asyncio.Task[None]") -> None:

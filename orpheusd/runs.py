@@ -173,8 +173,8 @@ class Runs:
     async def _answer_as(self, call: Call, event: ev.RunRequested, manner: Manner) -> None:
         """Answer as the first caller of this run was answered."""
         if manner.detach:
-            await self._once(self._engine.acceptances, event.run, _is_there, None)
-            Acceptance(call, event).written(True)
+            detail = await self._once(self._engine.acceptances, event.run, _is_there, None)
+            Acceptance(call, event).written(detail is not None)
             return
         if manner.stream:
             call.event(accepted(event.run))

@@ -197,16 +197,9 @@ class Service:
 
         if not params["stream"]:
             return {"lines": await self._logs.read(name, params["limit"], run_id, session_id)}
-        # followed before it is read, so that no line falls between; those that come meanwhile wait
-        early: list[Row] = []
-        unfollow = self._logs.follow(name, early.append)
-        lines = await self._logs.read(name, params["limit"], run_id, session_id)
-        for row in [*lines, *(row for row in early if row not in lines)]:
-            tell(row)
-        unfollow()
-        follow = self._logs.follow(name, tell)
+        unfollow = await self._logs.tail(name, params["limit"], run_id, session_id, tell)
         self._followers.add(call)
-        call.on_gone(partial(self._unfollow, call, follow))
+        call.on_gone(partial(self._unfollow, call, unfollow))
         return None
 
     def _unfollow(self, call: Call, unfollow: Callable[[], None]) -> None:

@@ -225,6 +225,13 @@ class Connection(asyncio.Protocol):
         self._held = True
         self._pause()
 
+    def release(self) -> None:
+        """Go on reading and beginning; who asked for the next image is told that there will be none."""
+        self._held = False
+        for call in [call for call in self._calls if call.operation.name == RELOAD]:
+            call.refuse(OrpheusError("draining", "the daemon was told to stop while it was reloading"))
+        self._serve_turn()
+
     def answered(self) -> bool:
         """Whether every call that is this image's to answer has its answer."""
         return all(call.operation.name == RELOAD for call in self._calls)

@@ -125,6 +125,20 @@ class ControlDoor:
             connection.hold()
         self.settle()
 
+    async def release(self, accept: bool) -> None:
+        """There will be no next image: go on with those who were held, and with what they have said meanwhile.
+        `accept` also those who wait in the socket, when nobody has it after us.
+        """
+        for connection in self._everyone():
+            connection.release()
+        if self._listening is not None and accept:
+            with socket.socket(fileno=os.dup(self._listening)) as listening, suppress(BlockingIOError):
+                listening.setblocking(False)
+                while True:
+                    await self.adopt(listening.accept()[0], "ctl", None)
+        # a turn of the loop reads what waits in their sockets
+        await asyncio.sleep(0)
+
     def settle(self) -> None:
         """A connection that is held is nearer to its end."""
         if all(connection.answered() for connection in self._everyone()):

@@ -22,7 +22,6 @@ class Sample:
     cpu_percent: float
     children: int
     threads: int
-    sampled_at: float
 
 
 @dataclass(slots=True)
@@ -63,7 +62,7 @@ class Monitor:
             return None
         worker_id, watched = next(iter(self._watched.items()))
         self._watched.move_to_end(worker_id)
-        watched.latest = _sample(watched.process, now)
+        watched.latest = _sample(watched.process)
         if watched.latest is not None:
             watched.peak_rss_bytes = max(watched.peak_rss_bytes, watched.latest.rss_bytes)
         return worker_id
@@ -83,13 +82,13 @@ def free_mb() -> float:
     return float(psutil.virtual_memory().available / MB)
 
 
-def _sample(process: psutil.Process, now: float) -> Sample | None:
+def _sample(process: psutil.Process) -> Sample | None:
     try:
         with process.oneshot():
             if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
                 return None
             return Sample(
-                process.memory_info().rss, process.cpu_percent(None), _children(process), process.num_threads(), now)
+                process.memory_info().rss, process.cpu_percent(None), _children(process), process.num_threads())
     except (psutil.Error, OSError):
         return None
 

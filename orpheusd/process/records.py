@@ -56,7 +56,8 @@ class Records:
         self._path(template).unlink(missing_ok=True)
 
     def all(self) -> list[Record]:
-        """Every record, by template. What is malformed is removed: nobody could be believed by it.
+        """Every record, the oldest first: of two templates of one version the later serves, the other was replaced by
+        it. What is malformed is removed: nobody could be believed by it.
 
         Raises OSError when one cannot be read: its template may live, and without it would get a rival.
         """
@@ -70,14 +71,15 @@ class Records:
         return found
 
     def templates(self) -> list[str]:
-        """Whom there are records of, whatever is in them. What was not written to its end is removed: a template is
-        started after that. Raises OSError.
+        """Whom there are records of, whatever is in them, the oldest first. What was not written to its end goes: a
+        template is started after that. Raises OSError.
         """
         paths = list(self._directory.iterdir())  # not glob(), to which a directory that cannot be read is empty
         for path in paths:
             if path.suffix == _UNFINISHED:
                 path.unlink(missing_ok=True)
-        return sorted(path.stem for path in paths if path.suffix == _WRITTEN)
+        written = [path for path in paths if path.suffix == _WRITTEN]
+        return [path.stem for path in sorted(written, key=lambda path: (path.lstat().st_mtime_ns, path.name))]
 
     def _path(self, template: str) -> Path:
         return self._directory / f"{template}{_WRITTEN}"

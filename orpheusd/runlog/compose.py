@@ -9,7 +9,7 @@ from typing import Any
 from orpheusd.runlog.batch import Story
 from orpheusd.runlog.chain import checksum
 from orpheusd.runlog.rows import Ended, Run, RunDetail
-from orpheusd.runlog.schema import ADDED, COLUMNS
+from orpheusd.runlog.schema import ADDED, COLUMNS, UNFINISHED
 
 Row = tuple[Any, ...]
 
@@ -47,7 +47,7 @@ def moved(row: Row, story: Story) -> Row:
 
     A run that is started starts again when its worker was gone before it had read the run.
     """
-    if row[_STATE] not in ("queued", "started"):
+    if row[_STATE] not in UNFINISHED:
         raise ValueError(f"the run is {row[_STATE]} already")
     return _body(
         row[:_FIRST_MUTABLE], row[_FIRST_MUTABLE:_STATE], row[_STATE], story, row[_INPUT], row[_KEY : _KEY + 2])

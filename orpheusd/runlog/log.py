@@ -20,8 +20,8 @@ from orpheusd.runlog.writer import State, Writer
 class RunLog:
     """Invariant: a run for which `queued` returned True is written, or `accepting` is False and stays so.
 
-    `on_committed` gets the ids of runs whose end is on the disk, `on_detached` those of detached runs that are
-    queued there, `on_started` those of detached runs that have started there, `on_failure` what went wrong for good;
+    `on_committed` gets the ids of runs whose end is on the disk, `on_queued` those of runs that are queued there and
+    `awaited`, `on_started` those of runs kept `whole` that have started there, `on_failure` what went wrong for good;
     all in the writer's thread, and none may raise.
     """
 
@@ -39,7 +39,7 @@ class RunLog:
     @classmethod
     def open(
         cls, path: Path, settings: Settings, on_committed: Callable[[list[str]], None],
-        on_failure: Callable[[str], None], on_detached: Callable[[list[str]], None] | None = None,
+        on_failure: Callable[[str], None], on_queued: Callable[[list[str]], None] | None = None,
         on_started: Callable[[list[str]], None] | None = None,
     ) -> "RunLog":  # fmt: skip
         """Raises OrpheusError when there can be no log at `path`. A damaged one is put aside: see `health`."""
@@ -47,7 +47,7 @@ class RunLog:
         handover = Handover(settings.batch_rows)
         reserve = Reserve(reserve_of(path), settings.reserve_bytes)
         writer = Writer(recovered.store, handover, settings, reserve,
-                        on_committed, on_failure, on_detached, on_started)
+                        on_committed, on_failure, on_queued, on_started)
         log = cls(path, settings, recovered, writer, handover)
         writer.start()
         return log
@@ -74,16 +74,10 @@ class RunLog:
         """A run was accepted. False, and nothing is taken, while the log is not `accepting`: refuse the run."""
         if not self.accepting:
             return False
-        stored = row.input
-        if stored is not None:
-            if not row.whole and (not self.settings.capture or len(stored) > self.settings.input_limit_bytes):
-                row = row._replace(
-                    input=stored[: self.settings.input_limit_bytes] if self.settings.capture else None,
-                    input_bytes=row.input_bytes if row.input_bytes is not None else len(stored))
-                stored = row.input
-            self._handover.put(row, len(stored) if stored is not None else 0, row.detached or row.announced)
-        else:
-            self._handover.put(row, 0, row.detached or row.announced)
+        if not row.whole:
+            input, size_bytes = self._kept(row.input, row.input_bytes, self.settings.input_limit_bytes)
+            row = row if input is row.input else row._replace(input=input, input_bytes=size_bytes)
+        self._handover.put(row, payload_bytes(row), row.awaited)
         return True
 
     def started(self, row: Started, urgent: bool = False) -> None:
@@ -94,13 +88,9 @@ class RunLog:
 
     def ended(self, row: Ended) -> None:
         """The run is over. Always taken, and safe to say again: the first end stands, and is acknowledged again."""
-        stored = row.result
-        if stored is not None and not row.whole and (
-                not self.settings.capture or len(stored) > self.settings.result_limit_bytes):
-            row = row._replace(
-                result=stored[: self.settings.result_limit_bytes] if self.settings.capture else None,
-                result_bytes=row.result_bytes if row.result_bytes is not None else len(stored))
-            stored = row.result
+        if not row.whole:
+            result, size_bytes = self._kept(row.result, row.result_bytes, self.settings.result_limit_bytes)
+            row = row if result is row.result else row._replace(result=result, result_bytes=size_bytes)
         self._put(row, payload_bytes(row))
 
     def unfinished(self) -> list[RunDetail]:
@@ -150,6 +140,15 @@ class RunLog:
         if self._writer.stopped:
             self._handover.close()
         return flushed
+
+    def _kept(
+        self, payload: bytes | None, size_bytes: int | None, limit_bytes: int
+    ) -> tuple[bytes | None, int | None]:
+        """What is stored of a payload that need not be whole, and its size. `size_bytes` is what was said of that."""
+        if payload is None or (self.settings.capture and len(payload) <= limit_bytes):
+            return payload, size_bytes
+        return (payload[:limit_bytes] if self.settings.capture else None,
+                len(payload) if size_bytes is None else size_bytes)
 
     def _put(self, row: Started | Ended, size_bytes: int, urgent: bool = False) -> None:
         if self._closed or self._writer.state is State.FAILED:

@@ -75,7 +75,7 @@ class FastPen(Pen):
             row = sealed(fresh(seq, story))
             self._inserts.append(row)
             return row
-        if before[_STATE] not in ("queued", "started"):
+        if has_ended(before):
             return None
         row = sealed(moved(before, story))
         self._updates.append(row)

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orpheusd.errors import OrpheusError
+from orpheusd.operations import ROWS_LIMIT
 from orpheusd.runlog.compose import LISTED, detail_of, run_of
 from orpheusd.runlog.rows import Run, RunDetail
 from orpheusd.runlog.schema import COLUMNS, connect_reader
 
-#: The most rows one listing returns; `before_seq` gets the next page.
-ROWS_LIMIT = 1000
 #: What one statement may bind, with room to spare.
 IDS_AT_ONCE = 500
 #: Inputs that one question fetches: at their largest (8 MiB) they are read within its deadline.
@@ -34,6 +33,7 @@ _STEPS_BETWEEN_LOOKS = 20_000
 class RunQuery(NamedTuple):
     """Which runs to list, newest first. All filters must hold.
 
+    At most ROWS_LIMIT rows, whatever `limit` is; `before_seq` gets the next page.
     `since` (included) and `until` (not included) are wall-clock seconds of `queued_at`; `before_seq` is the `seq` of
     the last row of the page before.
     """
@@ -102,24 +102,6 @@ class RunQueries:
                 found.update(connection.execute(
                     f"SELECT run_id, state FROM runs WHERE run_id IN ({places})", ids).fetchall())
         return found
-
-    def counts(self, agent: str | None = None) -> dict[str, dict[str, int]]:
-        """Runs in the log by agent and state. States that no run is in are left out."""
-        where, values = ("WHERE agent = ? ", [_text(agent)]) if agent is not None else ("", [])
-        others = where.replace("WHERE", "AND")
-        with self._reading() as connection:
-            connection.execute("BEGIN")
-            # Two indexes answer this without reading the rows of completed runs.
-            totals = connection.execute(
-                f"SELECT agent, count(*) FROM runs {where}GROUP BY agent", values).fetchall()
-            rows = connection.execute(
-                "SELECT agent, state, count(*) FROM runs INDEXED BY runs_by_state"
-                f" WHERE state <> 'completed' {others}GROUP BY agent, state", values).fetchall()
-        counts: dict[str, dict[str, int]] = {name: {"completed": total} for name, total in totals}
-        for name, state, count in rows:
-            counts[name][state] = count
-            counts[name]["completed"] -= count
-        return {name: {state: count for state, count in states.items() if count} for name, states in counts.items()}
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:

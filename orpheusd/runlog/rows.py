@@ -32,7 +32,7 @@ class Queued(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """Whether its payloads are kept whatever is said of capturing."""
+        """Whether its payloads are kept whatever is said of capturing, and its start is waited for."""
         return self.detached or self.idempotency_key is not None
 
     @property

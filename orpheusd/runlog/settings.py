@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from orpheusd.operations import RESULT_LIMIT_BYTES
 
+#: What an answer waits for: nothing, or the commit of the run's end.
 DURABILITIES = ("os", "disk")
 
 
@@ -23,7 +24,8 @@ class Settings:
     #: Changes that may wait for the disk: about three seconds of the fastest traffic. Beyond, new runs are refused.
     pending_changes: int = 32_768
     pending_bytes: int = 64 * 1024 * 1024
-    #: Off: payloads are never stored, but for those of detached runs, which a later daemon must be able to execute.
+    #: Off: payloads are never stored, but for those of detached runs, which a later daemon must be able to execute,
+    #: and of runs with a key, which it must be able to answer.
     capture: bool = True
     input_limit_bytes: int = 256 * 1024
     #: Whole results by default, so that an answer which was not delivered can still be fetched.

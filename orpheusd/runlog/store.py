@@ -19,7 +19,7 @@ from orpheusd.runlog.schema import COLUMNS, RING, connect_reader, connect_writer
 PAGES_PER_COMMIT = 6
 PAGES_PER_ROW = 2
 PAGE_BYTES = 4096
-_DETACHED = COLUMNS.index("detached")
+_DETACHED, _KEY = COLUMNS.index("detached"), COLUMNS.index("idempotency_key")
 
 
 class ForeignWriter(Exception):
@@ -29,12 +29,12 @@ class ForeignWriter(Exception):
 class Written(NamedTuple):
     """What a commit did. `ended`: runs whose end is in the log now, repeats included.
 
-    `detached` are the runs queued there since whose callers may wait for that (detached, streaming, or with a key),
-    `started` the detached ones that have started there.
+    `queued` are the runs queued there since whose callers may wait for that (detached, streaming, or with a key),
+    `started` those that have started there and are detached or have a key.
     """
 
     ended: list[str]
-    detached: list[str]
+    queued: list[str]
     started: list[str]
     refusals: list[str]
 
@@ -150,7 +150,7 @@ class Store:
         known = pen.known(batch.stories)
         next_seq, added_rows, added_total = self.head.next_seq, 0, 0
         ended: list[str] = []
-        detached: list[str] = []
+        queued: list[str] = []
         started: list[str] = []
         for run_id, story in batch.stories.items():
             before = known.get(run_id)
@@ -173,15 +173,15 @@ class Store:
                 next_seq += 1
                 added_rows += 1
             if story.queued is not None and story.queued.awaited:
-                detached.append(run_id)
-            if story.started is not None and row[_DETACHED]:
+                queued.append(run_id)
+            if story.started is not None and (row[_DETACHED] or row[_KEY] is not None):
                 started.append(run_id)
             if story.ended:
                 ended.append(run_id)
         pen.finish()
         self._commit(added_rows, added_total, next_seq)
         self.wal_pages += PAGES_PER_COMMIT + PAGES_PER_ROW * len(batch.stories) + batch.size_bytes // PAGE_BYTES
-        return Written(ended, detached, started, refusals)
+        return Written(ended, queued, started, refusals)
 
     def _commit(self, added_rows: int, added_total: int, next_seq: int) -> None:
         head = follow(self.head, added_rows, added_total, next_seq)

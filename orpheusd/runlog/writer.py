@@ -41,7 +41,7 @@ class Writer:
     def __init__(
         self, store: Store, handover: Handover, settings: Settings, reserve: Reserve,
         on_committed: Callable[[list[str]], None], on_failure: Callable[[str], None],
-        on_detached: Callable[[list[str]], None] | None, on_started: Callable[[list[str]], None] | None,
+        on_queued: Callable[[list[str]], None] | None, on_started: Callable[[list[str]], None] | None,
     ) -> None:  # fmt: skip
         self.state = State.OPEN if reserve.take() else State.FULL
         self.problem = "" if self.state is State.OPEN else "the disk is full"
@@ -54,7 +54,7 @@ class Writer:
         self._reserve = reserve
         self._on_committed = on_committed
         self._on_failure = on_failure
-        self._on_detached = on_detached
+        self._on_queued = on_queued
         self._on_started = on_started
         self._upkeep = Upkeep(store, settings)
         self._linger_s = settings.linger_s if settings.durability == "os" else 0.0
@@ -148,8 +148,8 @@ class Writer:
             if written.refusals:
                 self.refused += len(written.refusals)
                 self.last_refusal = written.refusals[-1]
-            if written.detached and self._on_detached is not None:
-                self._on_detached(written.detached)
+            if written.queued and self._on_queued is not None:
+                self._on_queued(written.queued)
             if written.started and self._on_started is not None:
                 self._on_started(written.started)
             if written.ended:

@@ -213,11 +213,13 @@ class AsyncRuns:
             print(f"a hook raised:\n{failures.traceback_text(error)}", file=sys.stderr)
 
     def _lose(self, error: BaseException) -> None:
-        """The channel ended: dial until somebody answers. Anything else is the end of the worker."""
+        """The channel ended: dial until somebody answers, unless we leave and hold nothing. Anything else is the end
+        of the worker."""
         self._loop.remove_reader(self._channel.fileno())
         self._loop.remove_writer(self._channel.fileno())
         self._flowing.set()
-        if not isinstance(error, ChannelClosed) or not self._channel.lost or self._leaving:
+        owes = bool(self._holdings.runs) or not self._leaving
+        if not isinstance(error, ChannelClosed) or not self._channel.lost or not owes:
             self._lost = self._lost or error
             self._loop.stop()
         else:
@@ -238,6 +240,8 @@ class AsyncRuns:
             self._lost = error
             self._loop.stop()
             return
+        # who told us to leave is gone; the one that came knows nothing of that, and counts on us
+        self._leaving = False
         self._loop.add_reader(self._channel.fileno(), self._readable)
         self._holdings.tell(self._channel.queue, self.form)
 

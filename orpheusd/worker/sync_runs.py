@@ -46,6 +46,7 @@ class SyncRuns:
         self._worker_id = worker_id
         self._ends = Ends(finish_alone, self._holdings)
         self._ending: dict[str, str] = {}
+        self._stopping = False
 
     def start(self) -> None:
         """Call the hooks of the start. Raises what they raise."""
@@ -56,13 +57,11 @@ class SyncRuns:
 
     def serve(self) -> None:
         """Until `stop`, or until no supervisor came for too long. Raises ChannelClosed and ProtocolViolation."""
-        stopping = False
-        while not (stopping and not self._holdings.runs):
+        while not (self._stopping and not self._holdings.runs):
             try:
                 message = self._next(wait=not self._ending)
             except ChannelClosed:
-                if stopping:
-                    raise
+                # also when told to stop: what is held is the only copy until a run log has it
                 self._wait_for_supervisor()
                 continue
             self._patience.heard()
@@ -77,11 +76,10 @@ class SyncRuns:
             elif message.type == "session_end":
                 self._ending[message.fields["session_id"]] = message.fields["reason"]
             elif message.type == "stop":
-                for session_id, reason in self._ending.items():
-                    self._ends.end(session_id, reason, DRAIN_LIMIT_S)
+                while self._ending:
+                    self._ends.end(*self._ending.popitem(), DRAIN_LIMIT_S)
                 self._ends.drain()
-                # what is held is not lost with us: the run log has it, or will say so in a moment
-                stopping = True
+                self._stopping = True
             # A cancel that comes here is of a run that is over.
 
     def _wait_for_supervisor(self) -> None:
@@ -107,6 +105,8 @@ class SyncRuns:
             if not self._channel.lost:
                 raise
             return False
+        # who told us to stop is gone; the one that came knows nothing of that, and counts on us
+        self._stopping = False
         return True
 
     def _next(self, wait: bool) -> Message | None:

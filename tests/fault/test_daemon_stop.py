@@ -20,7 +20,7 @@ from tests.eventually import eventually
 from tests.fault.aftermath import Aftermath, witness
 from tests.fault.holdings import stored
 from tests.fault.telling import GRACE_S, QUICK, STOP_TIMEOUT_S, STUBBORN, exit_of, running, tell
-from tests.integration.door_peer import post, until_closed
+from tests.integration.door_peer import first_answer, post, until_closed
 
 NewDaemon = Callable[..., Daemon]
 
@@ -51,6 +51,49 @@ def rows(daemon: Daemon) -> dict[str, str]:
 
 def messages(daemon: Daemon) -> set[str]:
     return {row.text.decode().split("\n")[1] for row in stored(daemon, 0) if row.state == "cancelled"}
+
+
+GATED = """
+import time
+
+def handler(input_data):
+    effect()
+    while input_data.get("until") and not os.path.exists(workspace.path(input_data["until"])):
+        time.sleep(0.005)
+    return secret(input_data)
+"""
+
+
+def test_who_waits_for_a_reload_that_becomes_a_stop_is_answered(new_daemon: NewDaemon, tmp_path: Path) -> None:
+    # fault 43
+    daemon = new_daemon()
+    daemon.deploy(witness(tmp_path / "gated", GATED, scaling={"min_workers": 2}))
+    assert daemon.http is not None and daemon.process is not None
+    gate = Path(daemon.call("workspace.info", agent="gated")["path"]) / "go"
+    with ExitStack() as stack:
+        running_one, asking, known = [stack.enter_context(daemon.connect()) for _ in range(3)]
+        assert known.call("health")["status"] == "ok"
+        running_one.send("run", agent="gated", input={"until": "go"})
+        eventually(lambda: running(daemon, "gated") == 1)
+        asking.send("reload")
+        eventually(lambda: "reloading: " in daemon.log, 10)
+        known.send("run", agent="gated", input={})
+        stranger = stack.enter_context(daemon.connect())
+        stranger.send("health")
+        host, port = daemon.http.removeprefix("http://").split(":")
+        over_http = stack.enter_context(socket.create_connection((host, int(port)), timeout=30))
+        over_http.sendall(post(b'{"input":{}}', path=b"/v1/agents/gated/run"))
+        family = daemon.family()
+        daemon.process.terminate()
+        told = [control.receive() for control in (asking, known, stranger)]
+        status = first_answer(over_http).split(b" ", 2)[1:2]
+        gate.touch()
+        assert "result" in running_one.receive(), "the run had its time"
+        assert daemon.died() == 0
+    assert "reloaded" not in daemon.log and not [one for one in family if one.is_running()]
+    codes = [frame["error"]["data"]["code"] if "error" in frame else "" for frame in told]
+    assert codes[0] == "draining" and set(codes[1:]) <= {"", "draining"}, told
+    assert status in ([b"200"], [b"503"])
 
 
 @contextmanager

@@ -21,6 +21,15 @@ def handler(input_data):
     return turns[0]
 """
 
+WAITS = """
+import os, time, workspace
+
+{declared} handler(input_data):
+    while not os.path.exists(workspace.path("go")):
+        time.sleep(0.01)
+    return "waited"
+"""
+
 
 def killed(daemon: Daemon) -> None:
     """Wait until the daemon has been killed by its failpoint, and kill what outlived it."""
@@ -85,6 +94,39 @@ def test_a_daemon_killed_at_a_commit_finds_its_log_whole(stopped: Daemon, point:
     assert stopped.call("status")["run_log"]["rows"] >= rows
 
 
+def states(daemon: Daemon, agent: str) -> dict[str, str]:
+    """The state of each of the agent's workers."""
+    return {worker["id"]: worker["state"] for worker in daemon.call("agent.show", agent=agent)["workers"]}
+
+
+@pytest.mark.parametrize("declared", ["def", "async def"])
+def test_a_leaving_worker_brings_a_result_that_was_told_and_not_written(
+    new_daemon: NewDaemon, tmp_path: Path, declared: str
+) -> None:
+    # fault 33: by the second commit, of the run's end, its caller has the answer and its worker was told to stop
+    daemon = new_daemon()
+    daemon.deploy(write_agent(tmp_path / "waits", WAITS.format(declared=declared)))
+    place = Path(daemon.call("workspace.info", agent="waits")["path"])
+    daemon.crash()
+    daemon.env = {"ORPHEUS_FAILPOINTS": "runlog-committing=kill:2"}
+    daemon.start()
+    # idle, so that the run begins at once: its start is in the first commit
+    eventually(lambda: set(states(daemon, "waits").values()) == {"ready"}, what="the worker to be adopted")
+    with daemon.connect() as control:
+        control.send("run", agent="waits", input={})
+        eventually(lambda: [run["state"] for run in daemon.call("run.list")["runs"]] == ["started"])
+        daemon.call("restart", agent="waits")
+        (place / "go").touch()
+        answer = control.receive()["result"]
+    assert daemon.died() == -signal.SIGKILL
+    daemon.env = {}
+    daemon.start()
+    row = daemon.call("run.show", run_id=answer["request_id"], wait=10)
+    assert (row["state"], row["result"]) == ("completed", answer["result"])
+    eventually(lambda: answer["worker_id"] not in states(daemon, "waits"), what="it to leave all the same")
+    assert daemon.call("run", agent="waits", input={})["result"] == "waited"
+
+
 def test_a_daemon_that_stands_at_a_point_can_be_looked_at_and_goes_on(new_daemon: NewDaemon, tmp_path: Path) -> None:
     # what `stall` is for: the version serves already, and is not current yet
     daemon = new_daemon(http=False, env={"ORPHEUS_FAILPOINTS": "deploy-promoted=stall"})
@@ -100,3 +142,32 @@ def test_a_daemon_that_stands_at_a_point_can_be_looked_at_and_goes_on(new_daemon
     process.send_signal(signal.SIGCONT)
     assert ctl.communicate(timeout=20)[0].startswith(b"deployed counts version 1")
     assert current.read_text() == "1"
+
+
+def test_a_daemon_that_fails_on_its_way_up_leaves_what_it_adopted_to_the_next(
+    new_daemon: NewDaemon, tmp_path: Path
+) -> None:
+    daemon = new_daemon()
+    daemon.deploy(write_agent(tmp_path / "counts", COUNTS))
+    assert daemon.call("run", agent="counts", input={}, session_id="s")["result"] == 1
+    daemon.crash()
+    daemon.env = {"ORPHEUS_FAILPOINTS": "daemon-doors-open=raise"}
+    assert daemon.spawn().wait(20) == 70
+    daemon.env = {}
+    daemon.start()
+    answer = daemon.call("run", agent="counts", input={}, session_id="s")
+    assert (answer["result"], answer["session"]["context"]) == (2, "warm")
+
+
+def test_an_agent_that_is_damaged_keeps_no_other_from_starting(new_daemon: NewDaemon, tmp_path: Path) -> None:
+    daemon = new_daemon()
+    for name in ("damaged", "whole"):
+        daemon.deploy(write_agent(tmp_path / name, COUNTS), env={})
+        daemon.call("run", agent=name, input={}, session_id="s")
+    daemon.crash()
+    (daemon.state_dir / "agents/damaged/versions/1/env.json").write_text("{")
+    daemon.start()
+    assert "cannot start damaged: version 1 of damaged is damaged ("  in daemon.log
+    answer = daemon.call("run", agent="whole", input={}, session_id="s")
+    assert (answer["result"], answer["session"]["context"]) == (2, "warm")
+    assert [row["name"] for row in daemon.call("agent.list")["agents"]] == ["whole"]

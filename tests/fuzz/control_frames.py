@@ -25,7 +25,7 @@ UPLOAD, RUN = "00000000000000000000000000000000", "RUN-ID"
 _VALUES = {
     "agent": VICTIM, "session": "s-1", "run": RUN, "upload": UPLOAD, "string": "text", "boolean": True, "count": 3,
     "seconds": 1.5, "wait": 0, "key": "once", "moment": "2026-01-31T12:00:00Z", "strings": {"x-my-id": "s-1"},
-    "json": {"query": "step"}, "piece": "AAAA"}
+    "json": {"query": "step"}, "piece": "AAAA", "rows": 3, "lines": 3}
 #: The daemon is executed anew, or the box examined: each takes as long as hundreds of others.
 _SLOW = ("reload", "doctor")
 _WORDS = [json.dumps(word).encode() for word in (*BY_NAME, *(p.name for o in OPERATIONS for p in o.params), "gone")]

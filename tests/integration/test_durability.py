@@ -83,3 +83,18 @@ def test_a_daemon_that_stops_still_answers(daemon: Daemon) -> None:
         go.touch()
         assert control.receive()["result"]["result"] == {"until": "go"}
     assert daemon.stop() == 0
+
+
+def test_what_runs_were_given_and_gave_is_not_kept_where_that_is_not_wanted(
+    new_daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    daemon = new_daemon(env={"ORPHEUS_RUN_LOG_CAPTURE": "no"})
+    daemon.deploy(write_agent(tmp_path / "durable", AGENT))
+    secret = {"secret": "x"}
+    kept = {}
+    for name, params in (("plain", {}), ("keyed", {"idempotency_key": "k"})):
+        run_id = daemon.call("run", agent="durable", input=secret, **params)["request_id"]
+        kept[name] = daemon.call("run.show", run_id=run_id, wait=10)
+    assert kept["plain"]["input"] is kept["plain"]["result"] is None
+    assert kept["plain"]["input_truncated"] and kept["plain"]["result_bytes"] == len(b'{"secret":"x"}')
+    assert kept["keyed"]["input"] == kept["keyed"]["result"] == secret, "who asks again is answered"

@@ -100,6 +100,15 @@ def in_thread(call: Callable[[], int], told: list[int]) -> threading.Thread:
     return thread
 
 
+def test_a_reload_takes_the_sockets_for_what_they_are(giver: Giver) -> None:
+    """`http` is 127.0.0.1:7777 unless it is set, and does nothing here: the door is where its socket is."""
+    for _ in range(2):
+        control = Control(giver.directory / "run/ctl.sock")
+        assert control.call("reload")["pid"] == (giver.process.pid if giver.process is not None else None)
+        control.close()
+        assert giver.ask("handed") == 200
+
+
 def test_it_says_that_it_lives_and_that_it_stops(giver: Giver) -> None:
     giver.hear("WATCHDOG=1")
     giver.hear("WATCHDOG=1")

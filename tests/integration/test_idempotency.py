@@ -1,6 +1,7 @@
 """Idempotency keys on a real daemon: one execution and one answer, at both doors, across restarts."""
 
 import json
+import signal
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -214,3 +215,36 @@ def test_a_run_that_was_killed_with_the_daemon_is_not_executed_again(
     error = refused(daemon, "killed", {"until": "never"})
     assert (error.code, error.details["request_id"]) == ("worker-crashed", run_id)
     assert executed(daemon)[run_id] == 1
+
+
+@pytest.mark.parametrize("point", [
+    "",  # as soon as the handler says that it is executed
+    "run-dispatched=kill",  # before the log has a row
+    "runlog-committed=kill",  # when it has one
+])
+def test_who_asks_again_after_a_kill_is_never_a_second_execution(
+        new_daemon: Callable[..., Daemon], tmp_path: Path, point: str) -> None:  # fault 32
+    daemon = new_daemon()
+    daemon.deploy(write_agent(tmp_path / NAME, AGENT, scaling={"min_workers": 2}))
+    place = workspace_of(daemon)
+    daemon.crash()
+    daemon.env = {"ORPHEUS_FAILPOINTS": point}
+    daemon.start()
+    with daemon.connect() as control:
+        control.send("run", agent=NAME, input={"until": "go"}, idempotency_key="once")
+        if point:
+            assert daemon.died() == -signal.SIGKILL
+        else:
+            eventually((place / "executed").exists, what="the handler to begin")
+            daemon.crash()
+    daemon.env = {}
+    daemon.start()
+    (place / "go").touch()
+    times = 1
+    try:
+        run(daemon, "once", {"until": "go"})
+    except OrpheusError as error:
+        assert point == "runlog-committed=kill" and error.code == "worker-crashed"
+        times = 0
+    eventually(lambda: not daemon.call("agent.stats", agent=NAME)["queue"]["processing"], what="all to be over")
+    assert executed(daemon).total() == times

@@ -244,7 +244,8 @@ def settings(folder: Path, **values: Any) -> Path:
 
 @pytest.mark.parametrize(("text", "said"), [
     ("grace_s = ", "cannot read"), ("no_such_setting = 1", "unknown setting"),
-    ("http_doors = 2", "http_doors would be 2")])
+    ("http_doors = 2", "http_doors would be 2"),
+])
 def test_settings_that_will_not_do_refuse_it_and_nothing_changes(
     new_daemon: NewDaemon, tmp_path: Path, text: str, said: str
 ) -> None:
@@ -290,24 +291,6 @@ def test_sighup_reloads_and_says_in_the_log_when_it_cannot(new_daemon: NewDaemon
             daemon.process.send_signal(signal.SIGHUP)
         eventually(lambda: "reloaded: " in daemon.log, 10)
         assert over_control(control, "s")["result"]["turn"] == 2
-
-
-def test_a_sigterm_during_a_reload_stops_the_daemon(new_daemon: NewDaemon, tmp_path: Path) -> None:
-    daemon = new_daemon()
-    daemon.deploy(witness(tmp_path / "slow", SLOW))
-    with daemon.connect() as control, daemon.connect() as asking:
-        control.send("run", agent="slow", input={"until": "go"})
-        eventually(lambda: daemon.call("agent.stats", agent="slow")["queue"]["processing"] == 1)
-        asking.send("reload")
-        eventually(lambda: "reloading" in daemon.log, 10)
-        family = daemon.family()
-        psutil.Process(daemon.pid).terminate()
-        eventually(lambda: "stopping" in daemon.log, 10)
-        (daemon.state_dir / "workspaces/slow/go").touch()
-        assert "result" in control.receive(), "the run had its time"
-        assert daemon.died() == 0
-    assert not [one for one in family if one.is_running()]
-    assert "reloaded" not in daemon.log
 
 
 def test_a_sigterm_while_the_new_image_starts_is_heard_by_it(new_daemon: NewDaemon) -> None:

@@ -321,6 +321,25 @@ def test_a_preload_that_fails_is_said_and_the_template_leaves(tmp_path: Path) ->
         assert peer.process.wait(5) == 1
 
 
+def test_a_session_that_ends_as_its_worker_leaves_ends_once(tmp_path: Path) -> None:
+    (tmp_path / "ends.py").write_text(
+        "import workspace\n"
+        "@workspace.on_session_end\n"
+        "def ended(session_id, reason): print('over:', session_id, reason)\n"
+        "def handler(x): return x\n")
+    with Peer(tmp_path, "ends", code_dir=str(tmp_path)) as peer:
+        peer.acknowledges = False
+        worker = peer.start().worker()
+        worker.call(run_id="r-1", session_id="s", turn=1, context="new")
+        # in one piece, so that no idle moment lies between them; then it waits for the word about its run
+        worker.sock.sendall(worker.link.send("session_end", {"session_id": "s", "reason": "ended"})
+                            + worker.link.send("stop", {}))
+        peer.settle(0.2)
+        worker.send("acknowledged", {"run_ids": ["r-1"]})
+        worker.gone()
+        assert worker.logs() == ["over: s ended"]
+
+
 def _parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 

@@ -159,6 +159,35 @@ def test_a_worker_told_to_stop_stays_until_its_results_are_acknowledged(peer: Pe
     assert peer.exited(id_of(worker)) == 0
 
 
+def test_a_worker_told_to_stop_brings_what_it_holds_to_the_next_supervisor(peer: Peer) -> None:
+    # fault 33
+    peer.acknowledges = False
+    worker = peer.worker()
+    worker.call("last", run_id="r-1", session_id="s", turn=1, context="new")
+    worker.send("stop", {})
+    peer.settle()
+    lose(worker)
+    worker = again(peer, worker)
+    sessions, held = told(worker)
+    assert [row[0] for row in sessions] == ["s"] and held["r-1"]["over"]
+    assert worker.ended("r-1").value == "last"
+    worker.send("acknowledged", {"run_ids": ["r-1"]})
+    assert worker.call("the next counts on it", run_id="r-2").state == "completed"
+    worker.send("stop", {})
+    worker.send("acknowledged", {"run_ids": ["r-2"]})
+    worker.gone()
+    assert peer.exited(id_of(worker)) == 0
+
+
+def test_a_worker_told_to_stop_that_holds_nothing_waits_for_nobody(peer: Peer) -> None:
+    worker = peer.worker()
+    worker.call("last")
+    peer.settle()
+    worker.send("stop", {})
+    lose(worker)
+    assert peer.exited(id_of(worker)) in (0, 70), "long before it would have given up"
+
+
 def test_a_ring_just_before_it_dials_by_itself_is_enough(tmp_path: Path) -> None:
     (tmp_path / "rung.py").write_text(
         "import os, signal\n"

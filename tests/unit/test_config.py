@@ -25,6 +25,7 @@ EACH: dict[str, tuple[Any, str, Any]] = {
     "debug": (True, "no", True),
     "admin_group": ("f", "e", "g"),
     "durability": ("disk", "os", "disk"),
+    "run_log_capture": (False, "yes", False),
     "start_timeout_s": (1.5, "2.5", 3.5),
     "grace_s": (1.5, "2.5", 3.5),
     "stop_timeout_s": (1.5, "2.5", 3.5),

@@ -166,7 +166,8 @@ def test_removing_an_agent_keeps_its_workspace_unless_purged(store: VersionStore
 
 
 def test_what_is_broken_is_reported_and_stops_nothing_else(store: VersionStore, tmp_path: Path) -> None:
-    for name in ("good", "junk-current", "no-version", "no-json", "bad-json", "newer", "no-code", "no-venv", "half"):
+    for name in ("good", "junk-current", "no-version", "no-json", "bad-json", "newer", "no-code", "no-venv", "half",
+                 "bad-env", "odd-env"):
         deployed(store, tmp_path, name)
     agents = store.state_dir / "agents"
     (agents / "junk-current/current").write_text("one")
@@ -179,6 +180,8 @@ def test_what_is_broken_is_reported_and_stops_nothing_else(store: VersionStore, 
     (agents / "no-code/versions/1/code").rename(agents / "no-code/versions/1/elsewhere")
     store.set_venv("no-venv", 1, "0" * 32)
     (agents / "half/current").unlink()
+    (agents / "bad-env/versions/1/env.json").write_text('{"TOKEN": "x')
+    (agents / "odd-env/versions/1/env.json").write_text('{"TOKEN": 1}')
     (agents / "Not A Name").mkdir()
     (agents / "file").write_text("x")
     (agents / "link").symlink_to("good")
@@ -187,9 +190,10 @@ def test_what_is_broken_is_reported_and_stops_nothing_else(store: VersionStore, 
     told = "\n".join(listing.problems)
     for words in ("junk-current: ", "no-version has no version 7", "no-json is damaged", "bad-json is damaged",
                   "newer is damaged (1 settings are not understood)", "no-code is damaged (its code is missing)",
+                  "version 1 of bad-env is damaged (", "version 1 of odd-env is damaged (",
                   "no-venv: its installed packages are missing", "'Not A Name'", "'file'", "'link'"):
         assert words in told
-    assert len(listing.problems) == 10
+    assert len(listing.problems) == 12
 
 
 def test_a_missing_version_is_not_found(store: VersionStore, tmp_path: Path) -> None:

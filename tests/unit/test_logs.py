@@ -1,6 +1,7 @@
 """What agents print: kept in bounded files, found again by run and session, and heard by whoever follows."""
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -74,16 +75,6 @@ def test_they_are_found_by_run_and_session(
                 agents.append("a", line(str(number)))
             assert texts(await agents.read("a", 5, run_id, session_id)) == expected
     run(life())
-
-
-def test_who_asks_for_more_lines_than_there_are_numbers_gets_all(tmp_path: Path) -> None:
-    async def life() -> None:
-        async with opened(tmp_path) as agents:
-            agents.append("a", line("one"))
-            for limit in (2**63, 2**64 - 1):
-                assert texts(await agents.read("a", limit, None, None)) == ["one"]
-    run(life())
-
 
 def test_what_was_said_outlives_the_daemon(tmp_path: Path) -> None:
     async def first() -> None:
@@ -165,6 +156,37 @@ def test_lines_that_are_being_written_count_as_held(tmp_path: Path, monkeypatch:
     run(life())
 
 
+def test_lines_that_wait_for_a_disk_that_hangs_are_bounded_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipe that nobody reads: to open it for writing waits, as a disk does that hangs."""
+    monkeypatch.setattr(logs, "BACKLOG_LINES", 10)
+    file = tmp_path / "a" / "log.jsonl"
+    file.parent.mkdir()
+    os.mkfifo(file)
+
+    async def life() -> None:
+        async with opened(tmp_path) as agents:
+            handed_over = []
+            for number in range(10):
+                for part in range(3):
+                    agents.append("a", line(f"{number}.{part}"))
+                handed_over.append(asyncio.ensure_future(agents.forget("b")))
+                await asyncio.sleep(0)
+            pipe = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                await asyncio.wait_for(asyncio.gather(*handed_over), 10)
+                written = os.read(pipe, 1 << 16).splitlines()
+            finally:
+                os.close(pipe)
+            first = [f"{number}.{part}" for number in range(4) for part in range(3)][:10]
+            assert [orjson.loads(each)["text"] for each in written] == [*first, "(2 lines were dropped here)"]
+            file.unlink()
+            agents.append("a", line("again"))
+            assert texts(await agents.read("a", 9, None, None)) == ["again", "(18 lines were dropped here)"]
+    run(life())
+
+
 def test_a_follower_hears_every_line_of_its_agent_until_it_goes(tmp_path: Path) -> None:
     async def life() -> None:
         heard: list[Row] = []
@@ -180,6 +202,31 @@ def test_a_follower_hears_every_line_of_its_agent_until_it_goes(tmp_path: Path) 
             agents.append("a", line("after"))
         assert texts(heard) == ["one"]
         assert texts(others) == ["one", "after"]
+    run(life())
+
+
+def test_who_reads_and_follows_misses_nothing_and_hears_nothing_twice(tmp_path: Path) -> None:
+    async def life() -> None:
+        heard: list[Row] = []
+        async with opened(tmp_path) as agents:
+            agents.append("a", line("before"))
+            tail = asyncio.ensure_future(agents.tail("a", 100, None, None, heard.append))
+            await asyncio.sleep(0)
+            agents.append("a", line("while it is read"))
+            unfollow = await tail
+            agents.append("a", line("after"))
+            unfollow()
+            agents.append("a", line("not any more"))
+        assert texts(heard) == ["before", "while it is read", "after"]
+    run(life())
+
+
+def test_who_cannot_be_read_to_does_not_follow(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with opened(tmp_path) as agents:
+            with pytest.raises(ValueError, match="negative"):
+                await agents.tail("a", -1, None, None, lambda _row: None)
+            assert agents._followers == {}
     run(life())
 
 

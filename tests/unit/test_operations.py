@@ -55,18 +55,27 @@ def test_wrong_parameters_are_named(given: dict[str, object], says: str) -> None
     assert caught.value.code == "invalid-request"
 
 
-@pytest.mark.parametrize("operation", ["logs", "run.list", "session.list"])
-def test_a_count_is_a_number_that_everybody_has_exactly(operation: str) -> None:
-    given = {"agent": "a", "limit": 2**53 - 1}
-    assert check_params(BY_NAME[operation], given)["limit"] == 2**53 - 1
+def test_a_count_is_a_number_that_everybody_has_exactly() -> None:
+    assert check_params(BY_NAME["run.list"], {"before": 2**53 - 1})["before"] == 2**53 - 1
     for count in (2**53, 2**63, 2**64 - 1, -1, 1.0, True):
-        with pytest.raises(OrpheusError, match=r"`limit` must be a whole number from 0 to 2\^53 - 1"):
-            check_params(BY_NAME[operation], {**given, "limit": count})
+        with pytest.raises(OrpheusError, match=r"`before` must be a whole number from 0 to 2\^53 - 1"):
+            check_params(BY_NAME["run.list"], {"before": count})
 
 
 @pytest.mark.parametrize("timeout_s", [5e-324, 1e-9, 1, 1.5e308])
 def test_any_time_above_0_is_a_timeout(timeout_s: float) -> None:
     assert check_params(RUN, {"agent": "a", "input": 1, "timeout_s": timeout_s})["timeout_s"] == timeout_s
+
+
+@pytest.mark.parametrize(("name", "most"), [("run.list", 1000), ("session.list", 1000), ("logs", 100_000)])
+def test_there_is_a_most_that_one_may_ask_for_at_once(name: str, most: int) -> None:
+    """What is listed is made on the loop that all callers share."""
+    for limit in (0, most):
+        assert check_params(BY_NAME[name], {"agent": "a", "limit": limit})["limit"] == limit
+    for limit in (-1, most + 1, 2**64 - 1):
+        with pytest.raises(OrpheusError, match=f"`limit` must be a whole number from 0 to {most}") as caught:
+            check_params(BY_NAME[name], {"agent": "a", "limit": limit})
+        assert caught.value.code == "invalid-request"
 
 
 @pytest.mark.parametrize("id", [

@@ -210,7 +210,10 @@ def test_a_worker_that_is_adopted_brings_runs_that_the_log_does_not_know(tmp_pat
     with recorder(tmp_path) as book:
         one_of_each(book)
     with recorder(tmp_path) as book:
-        found = book.adopted(WORKER, [held(run_id) for run_id in ("queued", "started", "ended", "unwritten")])
+        brought = [held(run_id) for run_id in ("queued", "started", "ended", "unwritten")]
+        assert book.unknown(brought) == ["ended", "unwritten"], "of the others the log has told at the start"
+        states = asyncio.run(book.states(["ended", "unwritten"]))
+        found = book.adopted(WORKER, brought, states)
         assert found.over == ["ended"]
         assert [(run.run, run.session, run.worker, run.left_s, run.elapsed_s) for run in found.runs] == [
             (run_id, "s", "w-b-2", 40.0, 20.0) for run_id in ("queued", "started", "unwritten")]
@@ -229,8 +232,21 @@ def test_a_worker_cannot_claim_a_run_of_another_agent(tmp_path: Path) -> None:
     with recorder(tmp_path) as book:
         book.accepted("r-1", "b", None, "ctl", "uid 7", b"1")
     with recorder(tmp_path) as book:
-        assert book.adopted(WORKER, [held("r-1")]) == ((), ["r-1"])
+        assert book.unknown([held("r-1")]) == []
+        assert book.adopted(WORKER, [held("r-1")], {}) == ((), ["r-1"])
         assert show(book, "r-1")["state"] == "queued"
+
+
+def test_a_run_that_was_given_up_is_over_for_a_worker_that_comes_late(tmp_path: Path) -> None:
+    """At once, also while its end is on its way to the disk."""
+    with recorder(tmp_path) as book:
+        accept(book, "r-1")
+        start(book, "r-1")
+    with recorder(tmp_path) as book:
+        book.ended(outcome("r-1", state="crashed", code="worker-crashed", result=b""))
+        assert book.unknown([held("r-1")]) == []
+        assert book.adopted(WORKER, [held("r-1")], {}) == ((), ["r-1"])
+        assert show(book, "r-1")["state"] == "crashed"
 
 
 def test_a_damaged_log_is_put_aside_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -228,6 +228,11 @@ def test_a_detached_run_is_kept_whole_and_confirmed(tmp_path: Path) -> None:
     assert detail.run.detached and not detail.run.input_truncated
 
 
+def test_the_page_has_the_numbers_of_the_log() -> None:
+    page, numbers = (Path(__file__).resolve().parents[2] / "docs/run-log.md").read_text(), Settings()
+    assert f"for {numbers.linger_s * 1000:g} ms (or until {numbers.batch_rows} wait)" in page
+
+
 def test_without_capture_no_payload_is_stored(tmp_path: Path) -> None:
     with Log(tmp_path, Settings(capture=False)) as log:
         whole_run(log.log, "r-1", result=b"a secret")

@@ -74,14 +74,6 @@ def test_pages_meet_and_do_not_overlap(asked: RunQueries) -> None:
     assert pages == list(range(11, -1, -1))
 
 
-def test_counts_by_agent_and_state(asked: RunQueries) -> None:
-    everyone = asked.counts()
-    assert everyone == {
-        "agent-0": {"completed": 5, "queued": 1}, "agent-1": {"completed": 3, "failed": 2, "queued": 1}}
-    assert asked.counts("agent-1") == {"agent-1": everyone["agent-1"]}
-    assert asked.counts("nobody") == {}
-
-
 def test_a_listing_has_no_payloads_but_says_what_there_is(asked: RunQueries) -> None:
     run = asked.find(RunQuery(state="completed", limit=1))[0]
     assert (run.input_bytes, run.result_bytes) == (18, 10)

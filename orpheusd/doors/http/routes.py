@@ -201,7 +201,7 @@ def query_params(operation: Operation, query: bytes) -> dict[str, Any]:
 
 def _typed(kind: str, text: str) -> Any:
     # Text of no such form stays text, which the daemon then refuses with the rule for the parameter.
-    if kind == "count" and text.isascii() and text.isdigit() and len(text) <= 18:
+    if KINDS[kind].types == (int,) and text.isascii() and text.isdigit() and len(text) <= 18:
         return int(text)
     if kind == "boolean" and text in ("true", "false"):
         return text == "true"
