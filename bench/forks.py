@@ -20,8 +20,9 @@ from bench.measure import Row, milliseconds, times, verdict
 from orpheusd.core import events as ev
 from orpheusd.operations import RESULT_LIMIT_BYTES
 from orpheusd.process.plan import Plan
-from orpheusd.process.processes import Processes, Sinks
+from orpheusd.process.processes import Processes
 from orpheusd.process.sandbox import detect, find_interpreter, make_lib_dir
+from orpheusd.process.sinks import Sinks
 
 AGENTS = {"empty agent": (peers.AGENTS / "echo", False),
           "preloaded agent": (peers.ROOT / "examples" / "preloaded", True)}

@@ -31,8 +31,9 @@ from orpheusd.pending import Pending
 from orpheusd.process.holdings import Session
 from orpheusd.process.monitor import free_mb
 from orpheusd.process.plan import Plan
-from orpheusd.process.processes import Processes, Sinks
+from orpheusd.process.processes import Processes
 from orpheusd.process.sandbox import Interpreter, Isolation, RuntimeLib
+from orpheusd.process.sinks import Sinks
 from orpheusd.recorder import Recorder
 from orpheusd.relay import Relay
 from orpheusd.remembered import Remembered

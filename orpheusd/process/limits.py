@@ -1,13 +1,14 @@
 """Holds every worker to the memory that its agent may use, by control groups where there are any, else by looking.
 
-Looking finds a worker within LATEST_S of its crossing the limit, unless so many workers are there that looking at all
-of them would take more than a fifth of the processor. It counts what the worker started too (process/usage.py).
-What becomes of a worker that is over is its owner's business.
+A template is held to as much, without its workers: an agent's code may run in it too. Looking finds a process within
+LATEST_S of its crossing the limit, unless so many are there that looking at all of them would take more than a fifth
+of the processor. It counts what each started too (process/usage.py).
+What becomes of one that is over is its owner's business.
 """
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from heapq import heappop, heappush
 from typing import NamedTuple
 
@@ -38,18 +39,23 @@ class Fate(NamedTuple):
     peak_bytes: int
 
 
+#: The pids below a process that are held by themselves; None while they are not all known.
+Apart = Callable[[], Container[int] | None]
+
+
 class _Held:
-    """One worker under a limit. `crossed` once it has been found over it; `many` when the last look has found many
-    processes; `weighed` while its pages are counted."""
+    """One process under a limit, with what it started. `crossed` once it has been found over it; `many` when the last
+    look has found many processes; `weighed` while its pages are counted."""
 
     __slots__ = (
-        "crossed", "doubted", "grouped", "limit_bytes", "many", "peak_bytes", "process", "weighed", "worker_id",
+        "apart", "crossed", "doubted", "grouped", "id", "limit_bytes", "many", "peak_bytes", "process", "weighed",
     )  # fmt: skip
 
-    def __init__(self, worker_id: str, process: PidFd, limit_bytes: int) -> None:
-        self.worker_id = worker_id
+    def __init__(self, id: str, process: PidFd, limit_bytes: int, apart: Apart) -> None:
+        self.id = id
         self.process = process
         self.limit_bytes = limit_bytes
+        self.apart = apart
         self.grouped = False
         self.doubted = False
         self.crossed = False
@@ -59,7 +65,7 @@ class _Held:
 
 
 class Limits:
-    """Invariant: every worker in `_held` is in a group, or in `_due` with the time of the next look, or looked at.
+    """Invariant: everybody in `_held` is in a group, or in `_due` with the time of the next look, or looked at.
 
     `over` is told who has to die, and why. `reason`: why there are no groups.
     """
@@ -68,6 +74,7 @@ class Limits:
         self.reason = "no control groups were asked for"
         self._over = over
         self._groups: Groups | None = None
+        self._grouping = False
         self._held: dict[str, _Held] = {}
         self._due: list[tuple[float, int, _Held]] = []
         self._pushed = 0
@@ -77,35 +84,38 @@ class Limits:
     @property
     def mode(self) -> str:
         """`cgroup` or `sampling`."""
-        return "sampling" if self._groups is None else "cgroup"
+        return "cgroup" if self._grouping else "sampling"
 
     def use(self, groups: Groups | None, reason: str) -> None:
-        """For workers that are yet to come."""
-        self._groups, self.reason = groups, reason
+        """For those who are yet to come."""
+        self._groups, self._grouping, self.reason = groups, groups is not None, reason
 
-    def begin(self, worker_id: str, process: PidFd, limit_bytes: int) -> None:
-        """Hold a worker to its limit; 0 is none."""
+    def begin(self, id: str, process: PidFd, limit_bytes: int, apart: Apart = frozenset) -> None:
+        """Hold a worker or a template to its limit; 0 is none."""
         if not limit_bytes:
             return
-        held = self._held[worker_id] = _Held(worker_id, process, limit_bytes)
-        if self._groups is not None:
+        held = self._held[id] = _Held(id, process, limit_bytes, apart)
+        if self._groups is not None and self._grouping:
+            held.grouped = True
             try:
-                self._groups.begin(worker_id, process.pid, limit_bytes)
-                held.grouped = True
+                self._groups.begin(id, process.pid, limit_bytes)
                 return
+            except ProcessLookupError:
+                return  # it is dead already, and nobody else's group is worse for that
             except OSError as error:
-                self.use(None, f"the control group of {worker_id} cannot be made: {error.strerror}")
+                held.grouped, self._grouping = False, False
+                self.reason = f"the control group of {id} cannot be made: {error.strerror}"
         self._push(held, time.monotonic() + CALM_S)
         self._arm()
 
-    def end(self, worker_id: str) -> Fate:
-        """The worker is dead."""
-        held = self._held.pop(worker_id, None)
+    def end(self, id: str) -> Fate:
+        """It is dead."""
+        held = self._held.pop(id, None)
         if held is None:
             return Fate(None, 0)
         killer = "orpheusd" if held.crossed else ""
         if held.grouped and self._groups is not None:
-            spent = self._groups.end(worker_id)
+            spent = self._groups.end(id)
             killer, held.peak_bytes = "the kernel" if spent.killed else "", spent.peak_bytes
         oom = OutOfMemory(killer, held.limit_bytes, held.peak_bytes) if killer else None
         return Fate(oom, held.peak_bytes)
@@ -124,22 +134,25 @@ class Limits:
         began = time.monotonic()
         while self._due and self._due[0][0] <= began and time.monotonic() < began + TURN_S:
             held = heappop(self._due)[2]
-            if self._held.get(held.worker_id) is not held or held.process.exited():
+            if self._held.get(held.id) is not held or held.process.exited():
                 continue
-            if not held.many:
-                self._look(held, usage(held.process.pid, TASKS_LIMIT))
+            apart = held.apart()
+            if apart is None:
+                self._push(held, began + NEAR_S)
+            elif not held.many:
+                self._look(held, usage(held.process.pid, TASKS_LIMIT, apart))
             elif self._counting < ASIDE_AT_ONCE:
                 self._counting += 1
-                asyncio.get_running_loop().create_task(self._look_aside(held)).add_done_callback(must_not_fail)
+                asyncio.get_running_loop().create_task(self._look_aside(held, apart)).add_done_callback(must_not_fail)
             else:
                 self._push(held, began + NEAR_S)
         self._arm()
 
-    async def _look_aside(self, held: _Held) -> None:
+    async def _look_aside(self, held: _Held, apart: Container[int]) -> None:
         """Hundreds of processes are counted in some 30 ms, for which the loop has no time."""
-        used = await asyncio.to_thread(usage, held.process.pid, TASKS_LIMIT)
+        used = await asyncio.to_thread(usage, held.process.pid, TASKS_LIMIT, apart)
         self._counting -= 1
-        if self._held.get(held.worker_id) is held:
+        if self._held.get(held.id) is held:
             self._look(held, used)
             self._arm()
 
@@ -154,7 +167,7 @@ class Limits:
         held.peak_bytes = max(held.peak_bytes, used.memory_bytes)
         held.many = used.processes > MANY_PROCESSES
         if used.processes > TASKS_LIMIT:
-            self._over(held.worker_id, f"it has more than {TASKS_LIMIT} processes")
+            self._over(held.id, f"it has more than {TASKS_LIMIT} processes")
             return 0.0
         if used.memory_bytes <= held.limit_bytes:
             held.doubted = False
@@ -171,9 +184,9 @@ class Limits:
     async def _weigh(self, held: _Held) -> None:
         """The kernel counts pages under a lock that a process holds while it forks: with hundreds of those about, that
         takes seconds, in which it may not be the loop that waits, and processes are counted on."""
-        own = await asyncio.to_thread(own_bytes, held.process.pid, TASKS_LIMIT)
+        own = await asyncio.to_thread(own_bytes, held.process.pid, TASKS_LIMIT, held.apart() or ())
         held.weighed = False
         self._weighing -= 1
-        if own > held.limit_bytes and self._held.get(held.worker_id) is held:
+        if own > held.limit_bytes and self._held.get(held.id) is held and held.apart() is not None:
             held.crossed = True
-            self._over(held.worker_id, f"its memory is over the limit of {held.limit_bytes // MB} MB")
+            self._over(held.id, f"its memory is over the limit of {held.limit_bytes // MB} MB")

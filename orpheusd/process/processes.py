@@ -12,7 +12,7 @@ import logging
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
@@ -20,16 +20,16 @@ from orpheusd.core import events as ev
 from orpheusd.process.adopted import AdoptedTemplate
 from orpheusd.process.causes import error_text
 from orpheusd.process.channel import Channel
-from orpheusd.process.holdings import Session, orphans_in
+from orpheusd.process.holdings import orphans_in
 from orpheusd.process.limits import Limits
 from orpheusd.process.lives import Lives
 from orpheusd.process.members import TemplateMember, WorkerMember
 from orpheusd.process.monitor import Monitor
 from orpheusd.process.plan import Plan
 from orpheusd.process.records import Record, new_record
-from orpheusd.process.remains import Remains
 from orpheusd.process.room import Room
 from orpheusd.process.sandbox import Interpreter, Isolation, RuntimeLib
+from orpheusd.process.sinks import Sinks
 from orpheusd.tasks import must_not_fail
 from orpheusd.wire.worker import PROTOCOL_VERSION, Message
 
@@ -46,22 +46,6 @@ LOG_TEXT_LIMIT = 16 * 1024
 DOORBELL = signal.SIGUSR1
 
 
-class Sinks(NamedTuple):
-    """Where things go that are heard: events of the core, and what belongs to runs.
-
-    `died` comes before the event. `log` is also told whether the line was written past Python, so that the worker
-    could not say whose it is.
-    """
-
-    event: Callable[[ev.Event], None]
-    died: Callable[[str, Remains], None]
-    adopted: Callable[[str, list[Session], list[Message]], None]
-    ended: Callable[[str, Message], None]
-    output: Callable[[str, Message], None]
-    log: Callable[[str, Message, bool], None]
-    note: Callable[[str, str], None]
-
-
 class Processes:
     """Every process of every agent. Invariant: what is in `_templates` or `_workers` has not been reported dead."""
 
@@ -69,7 +53,7 @@ class Processes:
         self, runtime_dir: Path, isolation: Isolation, interpreter: Interpreter, lib: RuntimeLib, sinks: Sinks
     ) -> None:
         self.monitor = Monitor()
-        self.limits = Limits(self.kill)
+        self.limits = Limits(self._over)
         self.room = Room()
         self._lives = Lives(runtime_dir, isolation, interpreter, lib, self, sinks.note)
         self._sinks = sinks
@@ -127,6 +111,21 @@ class Processes:
         if template.process is not None:
             template.process.kill()
 
+    def _over(self, id: str, why: str) -> None:
+        """A limit has been crossed."""
+        if id in self._templates:
+            self._sinks.note(id, f"the template was killed: {why}")
+            self._sinks.event(ev.TemplateFailed(id, f"what the agent does at import was killed: {why}"))
+            self.kill_template(id)
+        else:
+            self.kill(id, why)
+
+    def _workers_of(self, template: TemplateMember) -> set[int] | None:
+        """Their pids; None while one has not said hello."""
+        workers = [worker for worker in self._workers.values() if worker.template is template]
+        pids = {worker.process.pid for worker in workers if worker.process is not None}
+        return pids if len(pids) == len(workers) else None
+
     def fork(self, template_id: str, worker_id: str) -> None:
         template = self._templates.get(template_id)
         if template is None or template.channel is None:
@@ -147,8 +146,7 @@ class Processes:
 
     def abort(self, worker_id: str, why: str) -> None:
         """End it by SIGABRT, on which it leaves its stack; whether it obeys is not our business."""
-        worker = self._workers.get(worker_id)
-        if worker is not None and worker.process is not None:
+        if (worker := self._workers.get(worker_id)) is not None and worker.process is not None:
             worker.ending.send(worker.process, signal.SIGABRT, why)
 
     def kill(self, worker_id: str, why: str) -> None:
@@ -166,27 +164,23 @@ class Processes:
         worker.kill_wanted = worker.kill_wanted or why
 
     def run(self, worker_id: str, fields: dict[str, Any], payload: bytes) -> None:
-        worker = self._workers.get(worker_id)
-        if worker is not None and worker.channel is not None:
+        if (worker := self._workers.get(worker_id)) is not None and worker.channel is not None:
             worker.allowance.begin(fields["run_id"], fields["stream"])
             worker.channel.say("run", fields, payload)
 
     def cancel(self, worker_id: str, run_id: str, reason: str) -> None:
         """Say it on the channel, then ring: a handler that computes does not read its channel."""
-        worker = self._workers.get(worker_id)
-        if worker is not None and worker.channel is not None and worker.process is not None:
+        if (worker := self._workers.get(worker_id)) is not None and worker.channel is not None and worker.process:
             worker.channel.say("cancel", {"run_id": run_id, "reason": reason})
             worker.process.send_signal(DOORBELL)
 
     def acknowledge(self, worker_id: str, run_ids: list[str]) -> None:
         """The run log has the ends of these runs; the worker need not keep them."""
-        worker = self._workers.get(worker_id)
-        if worker is not None:
+        if (worker := self._workers.get(worker_id)) is not None:
             worker.acknowledge(run_ids)
 
     def end_session(self, worker_id: str, session_id: str, reason: str) -> None:
-        worker = self._workers.get(worker_id)
-        if worker is not None and worker.channel is not None:
+        if (worker := self._workers.get(worker_id)) is not None and worker.channel is not None:
             worker.channel.say("session_end", {"session_id": session_id, "reason": reason})
 
     def pid(self, worker_id: str) -> int | None:
@@ -262,6 +256,7 @@ class Processes:
                 known.process.meet(channel.process.again())
             else:
                 channel.say("setup", {}, orjson.dumps(known.setup))
+            self.limits.begin(id, channel.process, known.record.memory_bytes, lambda: self._workers_of(known))
             return
         loop = asyncio.get_running_loop()
         channel.process.watch(loop, lambda: self._died(known))
@@ -392,6 +387,7 @@ class Processes:
         """The whole life of a template, and the end of its workers with it."""
         cause = await self._lives.live(template, plan)
         self._templates.pop(template.id, None)
+        self.limits.end(template.id)
         for worker in [w for w in self._workers.values() if w.template is template]:
             worker.dead = True
             if worker.channel is None:

@@ -4,7 +4,7 @@ A process that a double fork has made somebody else's child is not found here; a
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,24 +17,24 @@ class Usage(NamedTuple):
     processes: int
 
 
-def usage(pid: int, most_processes: int) -> Usage:
+def usage(pid: int, most_processes: int, apart: Container[int] = ()) -> Usage:
     """Resident memory of `pid` and its descendants, and how many there are; the search ends when it has found
-    more than `most_processes`. What two of them share is counted twice."""
-    family = _family(pid, most_processes)
+    more than `most_processes`. What two of them share is counted twice; who is `apart` is not, nor are their own."""
+    family = _family(pid, most_processes, apart)
     return Usage(sum(map(_resident_bytes, family)), len(family))
 
 
-def own_bytes(pid: int, most_processes: int) -> int:
+def own_bytes(pid: int, most_processes: int, apart: Container[int] = ()) -> int:
     """The same memory with what is shared divided among those who share it. Costs some milliseconds a gigabyte."""
-    return sum(map(_proportional_bytes, _family(pid, most_processes)))
+    return sum(map(_proportional_bytes, _family(pid, most_processes, apart)))
 
 
-def _family(pid: int, most: int) -> list[int]:
+def _family(pid: int, most: int, apart: Container[int]) -> list[int]:
     found = [pid]
     for one in found:
         if len(found) > most:
             break
-        found.extend(_children(one))
+        found.extend(child for child in _children(one) if child not in apart)
     return found
 
 

@@ -6,8 +6,10 @@ import re
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
+from orpheusd.errors import OrpheusError
 from orpheusd.process.causes import MB
 from orpheusd.process.groups import TASKS_LIMIT
 from orpheusd.process.limits import LATEST_S
@@ -63,9 +65,57 @@ def test_nothing_is_held_of_workers_that_are_gone() -> None:
     async def story(house: House) -> None:
         for _ in range(3):
             await house.run("exits", status=1)
-        assert len(house.engine.processes.limits._held) <= 1
+        assert len(house.engine.processes.limits._held) <= 2, "a template, and perhaps its next worker"
 
     in_house(story, memory_bytes=LIMIT_BYTES)
+
+
+#: What is imported in the template forks, and the child takes memory from when there is a file.
+HOARDS = """
+import os, time
+if os.fork() == 0:
+    while not os.path.exists("/tmp/go"):
+        time.sleep(0.01)
+    held = []
+    while len(held) < 40:
+        held.append(b"x" * 10_000_000)
+        time.sleep(0.005)
+    time.sleep(600)
+def handler(input_data):
+    open("/tmp/go", "w").close()
+"""
+AT_IMPORT = HOARDS + """
+handler(None)
+time.sleep(20)
+"""
+
+
+def test_what_an_agent_starts_at_import_is_held_to_its_memory(daemon: Daemon, tmp_path: Path) -> None:
+    # fault 7
+    folder = write_agent(tmp_path / "hoards", AT_IMPORT, memory=100, preload=True)
+    with pytest.raises(OrpheusError, match="at import was killed: its memory is over the limit of 100 MB"):
+        daemon.deploy(folder)
+    eventually(lambda: not [one for one in daemon.family() if one.name().startswith("python") and _resident(one)],
+               what="the end of what it started")
+
+
+def test_a_template_is_held_to_its_memory_when_it_serves_and_its_workers_are_not_counted(
+        daemon: Daemon, tmp_path: Path) -> None:
+    # fault 7
+    shares = "held = b'x' * 60_000_000\ndef handler(input_data):\n    return len(held)\n"
+    daemon.deploy(write_agent(tmp_path / "shares", shares, memory=100, preload=True, scaling={"min_workers": 4}))
+    daemon.deploy(write_agent(tmp_path / "hoards", HOARDS, memory=100, preload=True))
+    daemon.call("run", agent="hoards", input={})
+    eventually(lambda: "hoards" in daemon.log and "its memory is over the limit of 100 MB" in daemon.log, 10)
+    assert daemon.call("run", agent="shares", input={})["result"] == 60_000_000
+    assert daemon.call("agent.stats", agent="shares")["runs"]["crashed"] == 0
+
+
+def _resident(process: psutil.Process) -> bool:
+    try:
+        return process.memory_info().rss > 150 * MB
+    except psutil.NoSuchProcess:
+        return False
 
 
 GREEDY = """

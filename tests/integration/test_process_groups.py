@@ -5,7 +5,9 @@ test has the kernel hold a real worker, where it can.
 """
 
 import asyncio
+import errno
 import os
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -96,6 +98,41 @@ def test_a_group_that_cannot_be_made_means_looking(tmp_path: Path) -> None:
         asyncio.run(begin())
     finally:
         process.close()
+
+
+def test_a_worker_that_died_before_its_group_was_made_costs_nobody_theirs(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel answers ESRCH for a process that is gone."""
+    write = groups._write
+
+    def refuse(path: Path, value: object) -> None:
+        if path.name == "cgroup.procs" and value == os.getpid():
+            raise ProcessLookupError(errno.ESRCH, "No such process")
+        write(path, value)
+
+    monkeypatch.setattr(groups, "_write", refuse)
+    limits = Limits(lambda _worker_id, _why: None)
+    limits.use(Groups(tmp_path), "")
+    dead = group(tmp_path / "w-1")
+    with closing(PidFd(os.getpid())) as process:
+        limits.begin("w-1", process, 1000)
+        assert limits.mode == "cgroup"
+        assert limits.end("w-1") == (None, 0) and (dead / "cgroup.kill").read_text() == "1"
+
+
+def test_who_has_a_group_keeps_it_when_there_can_be_no_more(tmp_path: Path) -> None:
+    limits = Limits(lambda _worker_id, _why: None)
+    limits.use(Groups(tmp_path), "")
+    group(tmp_path / "w-1", memory_events="oom_kill 1\n", memory_peak="777\n")
+
+    async def life() -> None:
+        with closing(PidFd(os.getpid())) as process:
+            limits.begin("w-1", process, 1000)
+            limits.begin("w-2", process, 1000)
+            assert limits.mode == "sampling"
+            assert limits.end("w-1") == (("the kernel", 1000, 777), 777)
+
+    asyncio.run(life())
 
 
 @pytest.mark.root
