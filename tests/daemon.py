@@ -329,13 +329,15 @@ def write_agent(folder: Path, code: str, **settings: Any) -> Path:
     return folder
 
 
-def bundle(folder: Path) -> bytes:
-    """The tar.gz that `deploy` takes, with `given(folder)` as the least of its environment."""
+def bundle(folder: Path, complete: bool = False) -> bytes:
+    """The tar.gz that `deploy` takes, with `given(folder)` as the least of its environment; one that is `complete`
+    needs none."""
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w:gz") as archive:
         for path in sorted(folder.rglob("*")):
             if path == folder / "agent.yaml":
-                text = _manifest(folder).encode()
+                manifest = _manifest(folder)
+                text = (planted.complete(folder.name, manifest) if complete else manifest).encode()
                 about = archive.gettarinfo(path, path.name)
                 about.size = len(text)
                 archive.addfile(about, io.BytesIO(text))

@@ -108,6 +108,13 @@ def sown_text(agent: str, manifest: str) -> str:
     return f"{manifest.rstrip()}\nenv: {json.dumps(sown(agent, None))}\n"
 
 
+def complete(agent: str, manifest: str) -> str:
+    """The same agent.yaml, sown and in JSON, with a value for what its deployer had to give."""
+    described = json.loads(manifest)
+    stated = [f"{GIVEN}={secret(agent)}" if value == GIVEN else value for value in described["env"]]
+    return json.dumps({**described, "env": stated})
+
+
 def given(agent: str, manifest: str) -> dict[str, str]:
     """What its deployer has to give."""
     return {GIVEN: secret(agent)} if GIVEN in manifest else {}

@@ -124,7 +124,7 @@ def ask(house: Daemon, folder: Path, token: str, examples: int, *flags: str) -> 
         house.deploy(write_agent(folder / name, code, scaling={"max_workers": 1}))
     run = house.call("run", agent="known", input=1, session_id="s-1")["request_id"]
     going = [house.call("run", agent="busy", input=1, detach=True)["request_id"] for _ in range(GOING_ON)]
-    (folder / "bundle").write_bytes(bundle(folder / "fresh"))
+    (folder / "bundle").write_bytes(bundle(folder / "fresh", complete=True))
     config, tally = folder / "schemathesis.toml", folder / "tally"
     config.write_text(settings(run, going, examples))
     prepared = {"http": house.http, "token": token, "agent": "known", "session": "s-1", "run": run, "going": going,

@@ -120,8 +120,8 @@ class House:
         token.write_text(TOKEN)
         self.daemon.start()
         self.port = int((self.daemon.http or "").rpartition(":")[2])
-        self.bundle = bundle(write_agent(folder / "walked", AGENT))
-        for data in (self.bundle, self.bundle, bundle(write_agent(folder / "waits", AGENT))):
+        self.bundle = bundle(write_agent(folder / "walked", AGENT), complete=True)
+        for data in (self.bundle, self.bundle, bundle(write_agent(folder / "waits", AGENT), complete=True)):
             self.daemon.deploy_bundle(data)
         self.going = self.daemon.call("run", agent="waits", input="wait", detach=True)["request_id"]
         ended = self.daemon.call("run", agent="walked", input=1, session_id="s")["request_id"]
