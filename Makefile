@@ -6,6 +6,8 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest
 INSTALLED := $(VENV)/.installed
+# Tests wait more than they compute: so many files of them at a time.
+AT_ONCE ?= 4
 
 # Where `make install` puts things. Units of another PREFIX than /usr or /usr/local are looked for below /etc.
 PREFIX ?= /usr/local
@@ -24,7 +26,7 @@ demo: $(INSTALLED)  ## start a daemon, deploy an agent, see three runs share one
 
 test: $(INSTALLED)  ## every test but the long forms (at most 10 minutes on 2 cores)
 	@.ci/setup packages bubblewrap libseccomp2 curl jq socat systemd
-	@$(PYTEST) -m "not slow"
+	@$(PYTEST) -m "not slow" -n $(AT_ONCE) --dist loadfile
 
 check: $(INSTALLED)  ## ruff, mypy, unit, property and architecture tests (under a minute on 2 cores)
 	@$(VENV)/bin/ruff check .

@@ -48,6 +48,17 @@ def pytest_report_header() -> str:
     return f"kernel {platform.release()}, {os.cpu_count()} cores, uid {os.getuid()}, bwrap {bwrap}"
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output = getattr(session.config, "workeroutput", None)  # pytest-xdist: what a process tells the one that shows it
+    if output is not None:
+        output["lookout"] = planted.LOOKOUT.figures()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    planted.LOOKOUT.add(getattr(node, "workeroutput", {}).get("lookout", {}))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line(str(planted.LOOKOUT))
 

@@ -45,6 +45,9 @@ FOR_NOBODY_ELSE = re.compile(r".*/\.?env\.json(\.tmp)?|token")
 THE_AGENTS_OWN = "workspaces"
 
 
+_FIGURES = ("planted", "daemons", "asked", "unanswered", "places", "cost_s")
+
+
 class Lookout:
     """What was looked at, and what was found there and not yet told. Tokens of daemons are secrets while these run."""
 
@@ -78,6 +81,15 @@ class Lookout:
             yield
         finally:
             self.cost_s += time.monotonic() - began
+
+    def figures(self) -> dict[str, float]:
+        """What has been counted, for `add`."""
+        return {name: getattr(self, name) for name in _FIGURES}
+
+    def add(self, figures: Mapping[str, float]) -> None:
+        """What another process of the same test run has counted."""
+        for name, value in figures.items():
+            setattr(self, name, getattr(self, name) + value)
 
     def __str__(self) -> str:
         return (f"{self.planted} secrets planted, and looked for in {self.places} places: in what callers were told "
