@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 #: Raised when a field changes its meaning: an image that finds another number takes nothing.
-FORMAT = 1
+FORMAT = 2
 
 
 class Client(NamedTuple):
@@ -31,15 +31,15 @@ class Door(NamedTuple):
 
 
 class Handover(NamedTuple):
-    """`paused_at` is on the monotonic clock, which all images have. `http` is None without a front door. `kept` names
-    the doors whose sockets systemd has too."""
+    """`paused_at` is on the monotonic clock, which all images have. `http` has nothing without a front door.
+    `kept` names the doors whose sockets systemd has too."""
 
     version: str
     paused_at: float
     state_lock: int
     runtime_lock: int
     control: int
-    http: int | None
+    http: list[int]
     kept: Sequence[str]
     clients: list[Client]
     doors: list[Door]
@@ -47,8 +47,7 @@ class Handover(NamedTuple):
     @property
     def descriptors(self) -> list[int]:
         clients = [*self.clients, *(door.client for door in self.doors)]
-        listening = [self.control] if self.http is None else [self.control, self.http]
-        return [self.state_lock, self.runtime_lock, *listening, *(client.fd for client in clients)]
+        return [self.state_lock, self.runtime_lock, self.control, *self.http, *(client.fd for client in clients)]
 
 
 def pack(handover: Handover) -> int:
