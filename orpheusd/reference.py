@@ -124,8 +124,8 @@ themselves, is ready at once, and adopts each agent's workers as they dial:
 | a worker that died meanwhile | its runs are `crashed`, cause unknown; its sessions are `lost` or `restored` |
 | a template that speaks another version of the protocol | is killed with its workers |
 
-So the runtime directory must outlive the daemon (`RuntimeDirectoryPreserve=restart`), and a service manager must not
-kill what is left when the daemon dies by itself.
+So the runtime directory must outlive the daemon (tmpfiles.d makes it, and no `RuntimeDirectory=`, which would take it
+away at each stop), and a service manager must not kill what is left when the daemon dies by itself.
 """
 
 AUDIT = """
