@@ -191,10 +191,12 @@ class FrontDoors:
             handed = None
             if self._closing.is_set():
                 return
-            delay_s = RESTART_FIRST_S if loop.time() - started_at > WELL_S else min(delay_s * 2, RESTART_MOST_S)
+            if loop.time() - started_at > WELL_S:
+                delay_s = RESTART_FIRST_S
             log.error("a front door ended (%s); the next one starts in %g s", code, delay_s)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), delay_s)
+            delay_s = min(delay_s * 2, RESTART_MOST_S)
 
     async def _serve(self, handed: Door | None) -> int:
         """One door, from its start to its end. Raises OSError when it cannot be started."""
