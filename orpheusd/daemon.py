@@ -79,6 +79,10 @@ async def serve(config: Config, configure: Callable[[], Config], left: int | Non
     failed: asyncio.Future[BaseException] = loop.create_future()
     loop.set_exception_handler(lambda _loop, context: _fail(failed, context))
     handed = unpack(left) if left is not None else None
+    if left is not None and handed is None and config.systemd.listen_fds:
+        # they are not where systemd had put them
+        log.critical("leaving, for systemd to start a daemon with its sockets: what was handed over is not understood")
+        return EXIT_FAULT
     listening = (handed_over(config.systemd.listen_fds) if handed is None
                  else Listening.again(handed.http, handed.control, handed.kept))
     if "http" in listening.kept:

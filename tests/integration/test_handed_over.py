@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
+from orpheusd.errors import EXIT_FAULT
 from tests.daemon import CALL_TIMEOUT_S, ROOT, STOP_TIMEOUT_S, Control, Daemon, environment, free_port, write_agent
 from tests.eventually import eventually
+from tests.integration.test_reload_otherwise import OTHER_FORMAT
 
 #: The descriptors are moved to where systemd puts them, and the daemon finds its own pid in LISTEN_PID.
 LAUNCH = 'exec 3<&"$1" 4<&"$2" 5<&"$3"; shift 3; LISTEN_PID=$$ LISTEN_FDS=3 exec "$@"'
@@ -155,3 +157,15 @@ def test_its_http_door_hears_nothing_of_systemd(giver: Giver) -> None:
     for pid in doors:
         names = {item.partition(b"=")[0] for item in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")}
         assert not names & {b"NOTIFY_SOCKET", b"WATCHDOG_USEC", b"LISTEN_PID", b"LISTEN_FDS"}, os.fsdecode(pid)
+
+
+def test_where_systemd_has_the_sockets_it_is_started_with_them_anew(giver: Giver) -> None:
+    assert giver.stop() == 0
+    giver.start(PYTHONPATH=f"{giver.directory}:{ROOT}")
+    (giver.directory / "sitecustomize.py").write_text(OTHER_FORMAT)
+    assert giver.process is not None
+    with Control(giver.directory / "run/ctl.sock") as control, pytest.raises(EOFError):
+        control.call("reload")
+    assert giver.process.wait(STOP_TIMEOUT_S) == EXIT_FAULT
+    giver.start()
+    assert [giver.ask("handed", at) for at in (0, 1)] == [200, 200]
