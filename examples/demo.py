@@ -110,7 +110,7 @@ def daemon() -> Iterator[tuple[Path, int]]:
     if port != PORT:
         print(f"port {PORT} is taken: HTTP is on port {port} this time")
     argv = [sys.executable, "-m", "orpheusd", "--state-dir", str(directory / "state"),
-            "--runtime-dir", str(directory / "run"), "--http", f"127.0.0.1:{port}"]
+            "--runtime-dir", str(directory / "run"), "--http", f"localhost:{port}"]
     log = directory / "orpheusd.log"
     try:
         with log.open("wb") as stream:
@@ -166,16 +166,19 @@ def ask(control: Path, method: str, **params: Any) -> Any:
 
 
 def free_port() -> int:
-    """The documented port, or one the kernel picks when that is taken."""
+    """The documented port, or one the kernel picks when that is taken at any address."""
+    both = socket.has_dualstack_ipv6()
     for port in (PORT, 0):
-        with socket.socket() as probe:
+        with socket.socket(socket.AF_INET6 if both else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if both:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             try:
-                probe.bind(("127.0.0.1", port))
+                probe.bind(("", port))
             except OSError:
                 continue
             return int(probe.getsockname()[1])
-    raise DemoFailed("no TCP port is free on 127.0.0.1")
+    raise DemoFailed("no TCP port is free")
 
 
 if __name__ == "__main__":

@@ -72,13 +72,13 @@ def _parser() -> argparse.ArgumentParser:
         prog="orpheusd",
         description="Keep AI agents warm: the supervisor daemon. Runs in the foreground and logs to stderr.",
         epilog="Settings come from the defaults, then the TOML file, then ORPHEUS_* variables, then these flags. "
-               "Example: orpheusd --state-dir ~/.local/state/orpheus --http 127.0.0.1:7777",
+               "Example: orpheusd --state-dir ~/.local/state/orpheus --http localhost:8080",
     )
     parser.add_argument("--config", metavar="FILE", help="settings file (default: /etc/orpheus/orpheusd.toml)")
     parser.add_argument("--state-dir", metavar="DIR", type=Path, help="agents, workspaces, logs")
     parser.add_argument("--runtime-dir", metavar="DIR", type=Path, help="sockets")
     http = parser.add_mutually_exclusive_group()
-    http.add_argument("--http", metavar="HOST:PORT", help="the HTTP door, on loopback (default: 127.0.0.1:7777)")
+    http.add_argument("--http", metavar="HOST:PORT", help="the HTTP door, on loopback (default: localhost:7777)")
     http.add_argument("--no-http", action="store_true", help="no HTTP door")
     parser.add_argument("--http-doors", metavar="N", type=int, help="processes that serve HTTP (default: 1)")
     parser.add_argument("--isolation", choices=ISOLATIONS, help="how agents are confined (default: auto)")

@@ -4,6 +4,7 @@ The only file that reads the daemon's environment. It decides where state and ru
 creates nothing.
 """
 
+import ipaddress
 import math
 import os
 import re
@@ -47,7 +48,7 @@ class Config:
 
     state_dir: Path
     runtime_dir: Path
-    http: str | None = "127.0.0.1:7777"
+    http: str | None = "localhost:7777"
     http_doors: int = 1
     http_admin: bool = False
     isolation: str = "auto"
@@ -132,6 +133,9 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 _CHOICES = {
     "isolation": ISOLATIONS, "log_level": LOG_LEVELS, "log_format": LOG_FORMATS, "durability": DURABILITIES}
+
+#: What `localhost` is. Whoever holds only one of them leaves the other to whoever comes.
+LOCALHOST = ("127.0.0.1", "::1")
 
 #: The first descriptor that systemd hands over (sd_listen_fds(3)).
 LISTEN_FDS_START = 3
@@ -238,7 +242,7 @@ def _checked(settings: dict[str, Any]) -> Config:
             allowed_text = ", ".join(allowed)
             raise OrpheusError("invalid-request", f"{name} must be one of {allowed_text}, not {settings[name]!r}")
     if settings.get("http") is not None and "http" in settings:
-        http_address(settings["http"])
+        http_addresses(settings["http"])
     config = Config(**settings)
     for name in ("start_timeout_s", "grace_s", "stop_timeout_s", "orphan_ttl_s", "build_timeout_s"):
         if not 0 < getattr(config, name) < math.inf:
@@ -249,15 +253,34 @@ def _checked(settings: dict[str, Any]) -> Config:
                    orphan_ttl_s=float(config.orphan_ttl_s))
 
 
-def http_address(text: str) -> tuple[str, int]:
-    """Host and port of `HOST:PORT`. Only loopback is allowed: the door has no users and no TLS."""
+def http_addresses(text: str) -> tuple[tuple[str, int], ...]:
+    """The hosts, each with the port, that `HOST:PORT` means: both of loopback's for `localhost`, which clients may
+    take for either. Only loopback is allowed, for the door has no users and no TLS, and no other name, for what it
+    means is somebody else's to say.
+    """
     host, _, port = text.rpartition(":")
     host = host.strip("[]")
-    if not port.isdigit() or int(port) > 65535:
+    if not (port.isascii() and port.isdigit()) or int(port) > 65535:
         raise OrpheusError("invalid-request", f"http must be HOST:PORT, not {text!r}")
     if host == "localhost":
-        host = "127.0.0.1"
-    if not (host.startswith("127.") or host == "::1"):
-        raise OrpheusError(
-            "invalid-request", f"http must be on loopback (127.0.0.1 or ::1), not {host!r}; put a proxy before it")
-    return host, int(port)
+        return tuple((both, int(port)) for both in LOCALHOST)
+    if not _is_loopback(host):
+        raise OrpheusError("invalid-request", f"http must be on loopback (localhost, 127.0.0.1 or ::1), not {host!r}; "
+                                              "put a proxy before it")
+    return ((host, int(port)),)
+
+
+def http_name(addresses: Collection[tuple[str, int]]) -> str | None:
+    """The HOST:PORT that means these, which may be any; None when they are more than one setting means."""
+    host, port = next(iter(addresses))
+    if len(addresses) == 1:
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    name = f"localhost:{port}"
+    return name if sorted(addresses) == sorted(http_addresses(name)) else None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

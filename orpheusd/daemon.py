@@ -23,7 +23,7 @@ from orpheusd.deploy.versions import VersionStore
 from orpheusd.deployments import Deployments
 from orpheusd.directories import hold
 from orpheusd.doors.control import ControlDoor
-from orpheusd.doors.front import FrontDoors, bind_or_evict, tag_of
+from orpheusd.doors.front import FrontDoors, listen, tag_of
 from orpheusd.doors.place import check_place
 from orpheusd.engine import Engine
 from orpheusd.errors import EXIT_FAULT
@@ -79,6 +79,10 @@ async def serve(config: Config, configure: Callable[[], Config], left: int | Non
     failed: asyncio.Future[BaseException] = loop.create_future()
     loop.set_exception_handler(lambda _loop, context: _fail(failed, context))
     handed = unpack(left) if left is not None else None
+    if left is not None and handed is None and config.systemd.listen_fds:
+        # they are not where systemd had put them
+        log.critical("leaving, for systemd to start a daemon with its sockets: what was handed over is not understood")
+        return EXIT_FAULT
     listening = (handed_over(config.systemd.listen_fds) if handed is None
                  else Listening.again(handed.http, handed.control, handed.kept))
     if "http" in listening.kept:
@@ -92,8 +96,8 @@ async def serve(config: Config, configure: Callable[[], Config], left: int | Non
         if handed is None:
             # a door that has not noticed yet that its daemon was killed still holds the port
             await kill_leftovers(tag_of(config.runtime_dir))
-            if config.http is not None and listening.http is None:
-                listening = listening._replace(http=await bind_or_evict(config.http, config.runtime_dir))
+            if config.http is not None and not listening.http:
+                listening = listening._replace(http=await listen(config.http, config.runtime_dir))
         daemon, opened = Daemon(config, Reload(config, configure, listening.kept), listening, handed), False
         try:
             await daemon.open()
@@ -171,7 +175,7 @@ class Daemon:
         self._handed = handed
         # before anything is started: what cannot work must not leave anything behind
         check_place(config.control_socket)
-        self._http = listening.http if config.http is not None else None
+        self._http = listening.http if config.http is not None else ()
         self._isolation = detect(config.isolation)
         lib = make_lib_dir(config.runtime_dir / "lib")
         store = VersionStore(config.state_dir)
@@ -198,8 +202,7 @@ class Daemon:
         self._control = ControlDoor(self._service, config.admin_group, self._audit)
         self._engine.processes.room.takers = [
             (self._control.unread_bytes, DOOR_BEHIND_BYTES), (self._recorder.pending_bytes, LOG_BEHIND_BYTES)]
-        self._fronts = (FrontDoors(self._control, self._http, config, self._isolation)
-                        if self._http is not None else None)
+        self._fronts = FrontDoors(self._control, self._http, config, self._isolation) if self._http else None
         self._sampling = Sampling(self._engine)
         self._notifier = Notifier(config.systemd.notify_socket)
         self._watchdog = Watchdog(self._notifier, config.systemd.watchdog_s, self._engine.turns)
@@ -271,8 +274,8 @@ class Daemon:
         control, clients = self._control.hand_over()
         left = pack(Handover(
             orpheusd.__version__, paused_at, state_lock, runtime_lock, control,
-            self._http.fileno() if self._http is not None else None,
-            self._listening.kept, clients, self._fronts.hand_over() if self._fronts is not None else []))
+            [sock.fileno() for sock in self._http], self._listening.kept, clients,
+            self._fronts.hand_over() if self._fronts is not None else []))
         signals.pass_on()
         try:
             become(environ_with(left))

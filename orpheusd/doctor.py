@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from orpheusd.config import Config, http_address, load
+from orpheusd.config import Config, http_addresses, http_name, load
 from orpheusd.doors.place import check_place
 from orpheusd.errors import OrpheusError
 from orpheusd.process import abilities
@@ -129,11 +129,14 @@ def _disk(view: View) -> Finding:
 def _http(view: View) -> Finding:
     if view.config.http is None:
         return Finding("HTTP", OK, "switched off")
-    host, port = http_address(view.config.http)
-    if view.serves or abilities.can_listen(host, port):
-        return Finding("HTTP", OK, f"{view.config.http} {'is served' if view.serves else 'is free'}")
-    return Finding("HTTP", MISSING, f"{view.config.http} is taken by {listener_on(port) or 'another process'}",
-                   "orpheusd does not start", "end that process, choose another address with --http, or --no-http")
+    addresses = http_addresses(view.config.http)
+    for host, port in () if view.serves else addresses:
+        # of two, one that this host does not have is no matter
+        if not abilities.can_listen(host, port) and (len(addresses) == 1 or abilities.can_listen(host, 0)):
+            by = listener_on(host, port) or "another process"
+            return Finding("HTTP", MISSING, f"{http_name([(host, port)])} is taken by {by}", "orpheusd does not start",
+                           "end that process, choose another address with --http, or --no-http")
+    return Finding("HTTP", OK, f"{view.config.http} {'is served' if view.serves else 'is free'}")
 
 
 def _control_socket(view: View) -> Finding:

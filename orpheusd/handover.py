@@ -8,10 +8,13 @@ import base64
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 #: Raised when a field changes its meaning: an image that finds another number takes nothing.
-FORMAT = 1
+FORMAT = 2
+
+STANDARD_ERROR = 2
 
 
 class Client(NamedTuple):
@@ -31,15 +34,15 @@ class Door(NamedTuple):
 
 
 class Handover(NamedTuple):
-    """`paused_at` is on the monotonic clock, which all images have. `http` is None without a front door. `kept` names
-    the doors whose sockets systemd has too."""
+    """`paused_at` is on the monotonic clock, which all images have. `http` has nothing without a front door.
+    `kept` names the doors whose sockets systemd has too."""
 
     version: str
     paused_at: float
     state_lock: int
     runtime_lock: int
     control: int
-    http: int | None
+    http: list[int]
     kept: Sequence[str]
     clients: list[Client]
     doors: list[Door]
@@ -47,8 +50,7 @@ class Handover(NamedTuple):
     @property
     def descriptors(self) -> list[int]:
         clients = [*self.clients, *(door.client for door in self.doors)]
-        listening = [self.control] if self.http is None else [self.control, self.http]
-        return [self.state_lock, self.runtime_lock, *listening, *(client.fd for client in clients)]
+        return [self.state_lock, self.runtime_lock, self.control, *self.http, *(client.fd for client in clients)]
 
 
 def pack(handover: Handover) -> int:
@@ -65,19 +67,28 @@ def pack(handover: Handover) -> int:
 
 
 def unpack(fd: int) -> Handover | None:
-    """What the image before has left; nothing of it is inheritable any more. None, and nothing is left open, when it
-    cannot be understood: what else is there is then met as after a crash."""
+    """What the image before has left; nothing of it is inheritable any more. None, and nothing of it is left open,
+    when it cannot be understood: what else is there is then met as after a crash."""
     try:
         with os.fdopen(fd) as stream:
             rows = json.load(stream)
         handover = _handover(rows)
         for inherited in handover.descriptors:
-            os.set_inheritable(inherited, False)
+            os.get_inheritable(inherited)  # all are there
     except (OSError, ValueError, KeyError, TypeError):
-        # nothing of our own is open yet but what every program has
-        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        _close_inherited()
         return None
+    for inherited in handover.descriptors:
+        os.set_inheritable(inherited, False)
     return handover
+
+
+def _close_inherited() -> None:
+    """What this image has opened itself, such as its loop, is not inheritable; what came from the one before is."""
+    for number in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208
+        with suppress(OSError):
+            if number > STANDARD_ERROR and os.get_inheritable(number):
+                os.close(number)
 
 
 def _handover(rows: dict[str, Any]) -> Handover:

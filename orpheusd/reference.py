@@ -99,8 +99,12 @@ for the new program, a second SIGHUP too. The pieces of an upload belong to the 
 is still uploading is refused after a reload and has to be sent again. The front doors go on with the code that they
 were started with; one that is told to go (SIGTERM) is replaced by one of the new code.
 
-Only when the program cannot be executed although its trial went well does the daemon end, with {fault} and as if it
-had been killed: workers wait for the next one for `orphan_ttl_s`.
+A version may hand over in a way that the next one does not understand. Then the reload is as if the daemon had been
+killed and started again: workers and their memory stay, connections end. Where systemd holds the listening sockets the
+daemon ends for it, with {fault}, and systemd starts the next one with them.
+
+Otherwise, only when the program cannot be executed although its trial went well does the daemon end, with {fault} and
+as if it had been killed: workers wait for the next one for `orphan_ttl_s`.
 
 Other signals mean nothing and are ignored, however many come, but for those that say that the process is broken
 (SIGQUIT, SIGSEGV, SIGABRT and their like), which end it at once, and those that suspend it.
@@ -124,8 +128,8 @@ themselves, is ready at once, and adopts each agent's workers as they dial:
 | a worker that died meanwhile | its runs are `crashed`, cause unknown; its sessions are `lost` or `restored` |
 | a template that speaks another version of the protocol | is killed with its workers |
 
-So the runtime directory must outlive the daemon (`RuntimeDirectoryPreserve=restart`), and a service manager must not
-kill what is left when the daemon dies by itself.
+So the runtime directory must outlive the daemon (tmpfiles.d makes it, and no `RuntimeDirectory=`, which would take it
+away at each stop), and a service manager must not kill what is left when the daemon dies by itself.
 """
 
 AUDIT = """

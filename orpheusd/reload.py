@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from orpheusd.config import Config, http_address
+from orpheusd.config import Config, http_addresses
 from orpheusd.errors import OrpheusError
 from orpheusd.process import image
 
@@ -67,8 +67,8 @@ def check_fixed(before: Config, after: Config, given: Sequence[str]) -> None:
 
 
 def _meant(name: str, setting: Any) -> Any:
-    """What a setting says, however it says it: `localhost:7777` is `127.0.0.1:7777`."""
-    return http_address(setting) if name == "http" and setting is not None else setting
+    """What a setting says, however it says it: `::1:7777` is `[::1]:7777`."""
+    return http_addresses(setting) if name == "http" and setting is not None else setting
 
 
 def _note(asking: "asyncio.Task[None]") -> None:

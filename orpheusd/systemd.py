@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from orpheusd.config import http_address
+from orpheusd.config import http_addresses, http_name
 from orpheusd.errors import OrpheusError
 
 log = logging.getLogger(__name__)
@@ -20,25 +20,25 @@ WORDS_A_PERIOD = 4
 
 
 class Listening(NamedTuple):
-    """The listening sockets that the daemon was given or has bound, each None where it is still to make its own.
+    """The listening sockets that the daemon was given or has bound, none for a door of which it is still to make them.
 
     Those that systemd has too are in `kept`: whoever connects while no daemon accepts waits for the next one. The
     others this or an earlier image of the daemon has made.
     """
 
-    http: socket.socket | None = None
+    http: tuple[socket.socket, ...] = ()
     control: socket.socket | None = None
     kept: Sequence[str] = ()
 
     @classmethod
-    def again(cls, http: int | None, control: int, kept: Sequence[str]) -> "Listening":
+    def again(cls, http: Sequence[int], control: int, kept: Sequence[str]) -> "Listening":
         """What an earlier image of the daemon listened on."""
-        return cls(socket.socket(fileno=http) if http is not None else None, socket.socket(fileno=control), kept)
+        return cls(tuple(socket.socket(fileno=fd) for fd in http), socket.socket(fileno=control), kept)
 
     @property
     def http_name(self) -> str | None:
-        """HOST:PORT of the HTTP door that was given."""
-        return None if self.http is None else _name_of(self.http)
+        """HOST:PORT of the HTTP door that was given; None when there is none, or no setting means all of it."""
+        return http_name([sock.getsockname()[:2] for sock in self.http]) if self.http else None
 
 
 def handed_over(fds: Sequence[int]) -> Listening:
@@ -53,24 +53,29 @@ def handed_over(fds: Sequence[int]) -> Listening:
 
 
 def _told_apart(socks: Sequence[socket.socket]) -> Listening:
-    given: dict[str, socket.socket] = {}
+    given: dict[str, list[socket.socket]] = {"http": [], "control": []}
     for sock in socks:
         sock.set_inheritable(False)
         sock.setblocking(False)
-        door = "control" if sock.family == socket.AF_UNIX else "http"
-        if door in given or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            raise OrpheusError("invalid-request", f"the socket {sock.getsockname()!r} that systemd hands over is none "
-                                                  "of ours; orpheusd.socket may have one ListenStream= for each door")
-        given[door] = sock
-    listening = Listening(**given, kept=tuple(given))
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise _none_of_ours(sock)
+        given["control" if sock.family == socket.AF_UNIX else "http"].append(sock)
+    listening = Listening(
+        tuple(given["http"]), next(iter(given["control"]), None), tuple(door for door, its in given.items() if its))
+    if len(given["control"]) > 1:
+        raise _none_of_ours(given["control"][-1])
+    if listening.http and listening.http_name is None:
+        raise _none_of_ours(listening.http[-1])
     if listening.http_name is not None:
-        http_address(listening.http_name)  # a unit may not open what a setting may not
+        http_addresses(listening.http_name)  # a unit may not open what a setting may not
     return listening
 
 
-def _name_of(sock: socket.socket) -> str:
-    host, port = sock.getsockname()[:2]
-    return f"[{host}]:{port}" if sock.family == socket.AF_INET6 else f"{host}:{port}"
+def _none_of_ours(sock: socket.socket) -> OrpheusError:
+    return OrpheusError(
+        "invalid-request", f"the socket {sock.getsockname()!r} that systemd hands over is none of ours; "
+                           "orpheusd.socket may have one ListenStream= for the control socket, and for HTTP one "
+                           "address on loopback, or 127.0.0.1 and [::1] with the same port")
 
 
 class Notifier:

@@ -119,7 +119,7 @@ class Daemon:
         self.runtime_dir = self.directory / "run"
         self.control_socket = self.runtime_dir / "ctl.sock"
         self.http = f"http://127.0.0.1:{free_port()}" if http else None
-        self._door = ("--http", self.http.removeprefix("http://")) if self.http else ("--no-http",)
+        self._door = ("--http", f"localhost:{self.http.rpartition(':')[2]}") if self.http else ("--no-http",)
         self._flags = ("--isolation", isolation, *flags)
         self._wrapper = wrapper
         self.env = env or {}
@@ -358,8 +358,10 @@ def _manifest(folder: Path) -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+    """One on which nobody listens at any address."""
+    with socket.socket(socket.AF_INET6) as probe:
+        probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        probe.bind(("::", 0))
         port: int = probe.getsockname()[1]
         return port
 

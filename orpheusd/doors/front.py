@@ -1,7 +1,7 @@
-"""The HTTP front doors as processes: one listening socket, held by the daemon, and N processes that serve it.
+"""The HTTP front doors as processes: the listening sockets, held by the daemon, and N processes that serve them.
 
-Because the daemon holds the socket, a door that dies loses the requests it had and no others: connections wait
-in the socket until the next door accepts them. A door talks to the daemon over a socket pair that carries the
+Because the daemon holds the sockets, a door that dies loses the requests it had and no others: connections wait
+in them until the next door accepts them. A door talks to the daemon over a socket pair that carries the
 rights to read and run, and to change things only where that is switched on and there is a token. In its sandbox
 there is neither state nor workspace. It outlives the daemon's image, and its requests wait for the next one. What a
 door does with HTTP is no business of this file.
@@ -19,7 +19,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from orpheusd.config import Config, environ_behind, http_address
+from orpheusd.config import LOCALHOST, Config, environ_behind, http_addresses, http_name
 from orpheusd.doors.connection import Connection
 from orpheusd.doors.control import ControlDoor
 from orpheusd.doors.token import digest_of_token
@@ -43,38 +43,73 @@ WELL_S = 30.0
 LATE_S = 0.2
 
 
-def bind(address: str) -> socket.socket:
-    """The listening socket for `address`. Raises AddressInUse, or OrpheusError when there is another reason."""
-    host, port = http_address(address)
-    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((host, port))
-        sock.listen(BACKLOG)
-        sock.setblocking(False)
-    except OSError as error:
-        sock.close()
-        if error.errno == errno.EADDRINUSE:
-            raise AddressInUse(f"cannot listen on {address}: {listener_on(port) or 'another process'} does; choose "
-                               "another address with --http, or use --no-http") from error
-        raise OrpheusError("conflict", f"cannot listen on {address}: {error.strerror}; choose another address with "
-                                       "--http, or use --no-http") from error
-    return sock
+class _NoIPv6(OrpheusError):
+    """`::1` is nobody's on this host, so nobody else can have it either."""
 
 
-async def bind_or_evict(address: str, runtime_dir: Path) -> socket.socket:
-    """The same, but an agent of this runtime directory that listens there while no daemon does is killed, and all that
-    is in its sandbox. Raises as `bind` does when it is anybody else.
+async def listen(setting: str, runtime_dir: Path) -> tuple[socket.socket, ...]:
+    """The listening sockets for the setting `http`: all that it means, but `localhost` is 127.0.0.1 alone on a host
+    without IPv6. Port 0 is one that the kernel chooses, the same for all. Raises as `bind_or_evict` does.
+    """
+    addresses = http_addresses(setting)
+    socks: list[socket.socket] = []
+    with ExitStack() as undo:
+        for host, port in addresses:
+            try:
+                sock = await _bind_or_evict(host, port or (socks[0].getsockname()[1] if socks else 0), runtime_dir)
+            except _NoIPv6:
+                if len(addresses) == 1:
+                    raise
+                log.info("this host has no IPv6: %s is %s alone", setting, LOCALHOST[0])
+            else:
+                socks.append(undo.enter_context(sock))
+        undo.pop_all()
+    return tuple(socks)
+
+
+async def _bind_or_evict(host: str, port: int, runtime_dir: Path) -> socket.socket:
+    """The same as `_bind`, but an agent of this runtime directory that listens there while no daemon does is killed,
+    and all that is in its sandbox. Raises as `_bind` does when it is anybody else.
     """
     while True:
         try:
-            return bind(address)
+            return _bind(host, port)
         except AddressInUse:
-            evicted = await evict(*http_address(address), runtime_dir)
+            evicted = await evict(host, port, runtime_dir)
             if not evicted:
                 raise
-            log.error("an agent listens on %s, where HTTP clients look for the daemon: %s killed, with all workers; "
-                      "only a socket that systemd holds cannot be taken", address, ", ".join(evicted))
+            log.error(
+                "an agent listens on %s, where HTTP clients look for the daemon: %s killed, with all workers; only a "
+                "socket that systemd holds cannot be taken", http_name([(host, port)]), ", ".join(evicted))
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises AddressInUse, _NoIPv6, or OrpheusError when there is another reason."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with ExitStack() as undo:
+        try:
+            sock = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind((host, port))
+            sock.listen(BACKLOG)
+            sock.setblocking(False)
+        except OSError as error:
+            raise _cannot_listen(host, port, error) from error
+        undo.pop_all()
+    return sock
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> Exception:
+    address, advice = http_name([(host, port)]), "choose another address with --http, or use --no-http"
+    if error.errno == errno.EADDRINUSE:
+        return AddressInUse(
+            f"cannot listen on {address}: {listener_on(host, port) or 'another process'} does; {advice}")
+    text = f"cannot listen on {address}: {error.strerror}; {advice}"
+    if host == LOCALHOST[1] and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+        return _NoIPv6("conflict", text)
+    return OrpheusError("conflict", text)
 
 
 def tag_of(runtime_dir: Path) -> str:
@@ -87,11 +122,12 @@ class FrontDoors:
     for `grace_s` seconds. `empty` is set while there is none, and none to come.
     """
 
-    def __init__(self, control: ControlDoor, sock: socket.socket, config: Config, isolation: Isolation) -> None:
+    def __init__(self, control: ControlDoor, socks: Sequence[socket.socket], config: Config,
+                 isolation: Isolation) -> None:
         self._control = control
         self._isolation = isolation
         self._tag = tag_of(config.runtime_dir)
-        self._sock = sock
+        self._socks = socks
         self._count = config.http_doors
         self._grace_s = config.grace_s
         self._digest = _digest(config)
@@ -125,7 +161,8 @@ class FrontDoors:
     async def close(self, timeout_s: float) -> None:
         """Ask the doors to finish what they have, and kill those that are there after `timeout_s`."""
         self._closing.set()
-        self._sock.close()
+        for sock in self._socks:
+            sock.close()
         for child in self._children:
             child.signal(signal.SIGTERM)
         if not self._keepers:
@@ -154,10 +191,12 @@ class FrontDoors:
             handed = None
             if self._closing.is_set():
                 return
-            delay_s = RESTART_FIRST_S if loop.time() - started_at > WELL_S else min(delay_s * 2, RESTART_MOST_S)
+            if loop.time() - started_at > WELL_S:
+                delay_s = RESTART_FIRST_S
             log.error("a front door ended (%s); the next one starts in %g s", code, delay_s)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), delay_s)
+            delay_s = min(delay_s * 2, RESTART_MOST_S)
 
     async def _serve(self, handed: Door | None) -> int:
         """One door, from its start to its end. Raises OSError when it cannot be started."""
@@ -181,9 +220,10 @@ class FrontDoors:
         """A new door and our end of its connection."""
         ours, theirs = socket.socketpair()
         with theirs:
-            fds: tuple[int, ...] = (self._sock.fileno(), theirs.fileno())
-            program = [sys.executable, "-m", "orpheusd.doors.http", f"--listen-fd={fds[0]}", f"--control-fd={fds[1]}",
-                       f"--limit=grace_s={self._grace_s}"]
+            listening = [sock.fileno() for sock in self._socks]
+            fds: tuple[int, ...] = (*listening, theirs.fileno())
+            program = [sys.executable, "-m", "orpheusd.doors.http", *(f"--listen-fd={fd}" for fd in listening),
+                       f"--control-fd={theirs.fileno()}", f"--limit=grace_s={self._grace_s}"]
             with ExitStack() as stack:
                 if self._digest is not None:
                     pipe = stack.enter_context(_filled_pipe(self._digest))

@@ -14,10 +14,11 @@ EVERYWHERE = ("0.0.0.0", "::")
 MAPPED = "::ffff:"
 
 
-def listener_on(port: int) -> str:
-    """`pid 12 (nginx)`, or "" when nobody does or the kernel does not tell us."""
+def listener_on(host: str, port: int) -> str:
+    """`pid 12 (nginx)`, or "" when nobody listens where `host` is reached or the kernel does not tell us."""
     try:
-        return next((f"pid {pid} ({psutil.Process(pid).name()})" for pid in _listening(port)), "")
+        pids = _listening(port, (host, *EVERYWHERE))
+        return next((f"pid {pid} ({psutil.Process(pid).name()})" for pid in pids), "")
     except psutil.Error:
         return ""
 
@@ -36,11 +37,11 @@ async def evict(host: str, port: int, runtime_dir: Path) -> list[str]:
     return sorted(templates[tag] for tag in found)
 
 
-def _listening(port: int, hosts: Container[str] | None = None) -> list[int]:
-    """The pids of who does, at one of `hosts` or at any."""
+def _listening(port: int, hosts: Container[str]) -> list[int]:
+    """The pids of who does, at one of `hosts`."""
     try:
         return [one.pid for one in psutil.net_connections("tcp") if one.pid is not None
                 and one.status == psutil.CONN_LISTEN and one.laddr and one.laddr.port == port
-                and (hosts is None or one.laddr.ip.removeprefix(MAPPED) in hosts)]
+                and one.laddr.ip.removeprefix(MAPPED) in hosts]
     except (psutil.Error, OSError):
         return []

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from orpheusd.config import http_name
 from orpheusd.doors.place import SUN_PATH_BYTES, TEMPLATE_BYTES
 from tests.daemon import Daemon
 from tests.eventually import eventually
@@ -166,7 +167,9 @@ def handler(input_data):
     os.setsid()
     while True:
         try:
-            door = socket.create_server(("127.0.0.1", input_data["port"]))
+            host = input_data["host"]
+            door = socket.create_server(
+                (host, input_data["port"]), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
         except OSError:
             time.sleep(0.01)
         else:
@@ -176,9 +179,9 @@ def handler(input_data):
 """
 
 
-@pytest.mark.parametrize("isolation", ["auto", "none"])
+@pytest.mark.parametrize(("isolation", "host"), [("auto", "127.0.0.1"), ("auto", "::1"), ("none", "127.0.0.1")])
 def test_an_agent_that_took_the_port_is_ended_and_the_others_go_on(
-    new_daemon: NewDaemon, tmp_path: Path, isolation: str
+    new_daemon: NewDaemon, tmp_path: Path, isolation: str, host: str
 ) -> None:
     # fault 58
     daemon = new_daemon(isolation=isolation)
@@ -186,20 +189,20 @@ def test_an_agent_that_took_the_port_is_ended_and_the_others_go_on(
     port = int(daemon.http.rpartition(":")[2])
     daemon.deploy(witness(tmp_path / "squats", SQUATS))
     innocent = deploy(daemon, tmp_path / "innocent")
-    daemon.call("run", agent="squats", input={"port": port})
+    daemon.call("run", agent="squats", input={"host": host, "port": port})
     daemon.call("run", agent=innocent, input={"secret": "kept"}, session_id="s")
     daemon.crash()
-    eventually(lambda: answer_at(port) == b"the agent", what="the agent to be the door")
+    eventually(lambda: answer_at(host, port) == b"the agent", what="the agent to be the door")
     daemon.start()
-    assert answer_at(port, b"GET /v1/health HTTP/1.0\r\nHost: localhost\r\n\r\n").startswith(b"HTTP/1.")
+    assert answer_at(host, port, b"GET /v1/health HTTP/1.0\r\nHost: localhost\r\n\r\n").startswith(b"HTTP/1.")
     assert daemon.call("run", agent=innocent, input={}, session_id="s")["result"] == "kept"
-    assert f"an agent listens on 127.0.0.1:{port}" in daemon.log
+    assert f"an agent listens on {http_name([(host, port)])}," in daemon.log
     eventually(lambda: daemon.call("agent.stats", agent="squats")["workers"]["healthy"] == 1, timeout_s=20)
 
 
-def answer_at(port: int, request: bytes = b"") -> bytes:
+def answer_at(host: str, port: int, request: bytes = b"") -> bytes:
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+        with socket.create_connection((host, port), timeout=5) as client:
             client.sendall(request)
             return client.recv(64)
     except OSError:

@@ -1,5 +1,6 @@
 """What the process of an HTTP door can see and do: nothing of the state, the workspaces, or other processes."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import httpx
 import psutil
 import pytest
 
+from orpheusd.doors import front
 from orpheusd.doors.front import tag_of
 from orpheusd.process import sandbox, survivors
 from tests.daemon import Daemon, command
@@ -62,6 +64,16 @@ def test_a_door_without_its_sandbox_goes_and_another_comes(new_daemon: NewDaemon
     psutil.wait_procs([door], timeout=10)
     assert not door.is_running()
     assert door not in serving(daemon)
+
+
+def test_the_next_door_comes_after_the_first_delay_and_the_one_after_it_after_twice_that(
+        new_daemon: NewDaemon) -> None:
+    daemon = new_daemon(isolation="none")
+    for _ in range(2):
+        serving(daemon)[-1].kill()
+    serving(daemon)
+    delays = [float(told) for told in re.findall(r"the next one starts in (\S+) s", daemon.log)]
+    assert delays == [front.RESTART_FIRST_S, 2 * front.RESTART_FIRST_S]
 
 
 def test_without_isolation_a_door_serves_as_well(new_daemon: NewDaemon) -> None:

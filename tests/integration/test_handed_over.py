@@ -9,16 +9,19 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.daemon import CALL_TIMEOUT_S, ROOT, STOP_TIMEOUT_S, Control, Daemon, environment, write_agent
+from orpheusd.errors import EXIT_FAULT
+from tests.daemon import CALL_TIMEOUT_S, ROOT, STOP_TIMEOUT_S, Control, Daemon, environment, free_port, write_agent
 from tests.eventually import eventually
+from tests.integration.test_reload_otherwise import OTHER_FORMAT
 
 #: The descriptors are moved to where systemd puts them, and the daemon finds its own pid in LISTEN_PID.
-LAUNCH = 'exec 3<&"$1" 4<&"$2"; shift 2; LISTEN_PID=$$ LISTEN_FDS=2 exec "$@"'
+LAUNCH = 'exec 3<&"$1" 4<&"$2" 5<&"$3"; shift 3; LISTEN_PID=$$ LISTEN_FDS=3 exec "$@"'
 
 SLOW = """
 import time
@@ -30,12 +33,14 @@ def handler(input_data):
 
 
 class Giver:
-    """Holds both doors and hears what the daemon says, as systemd would. `start` may follow `stop`."""
+    """Holds all doors and hears what the daemon says, as systemd would. `start` may follow `stop`."""
 
     def __init__(self, stack: ExitStack, directory: Path) -> None:
         self.directory = directory
         (directory / "run").mkdir(parents=True)
-        self.http = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        port = free_port()
+        self.http = [stack.enter_context(socket.create_server((host, port), family=family))
+                     for host, family in (("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6))]
         self.control = stack.enter_context(socket.socket(socket.AF_UNIX))
         self.control.bind(str(directory / "run/ctl.sock"))
         self.control.listen()
@@ -46,7 +51,7 @@ class Giver:
 
     def start(self, **env: str) -> None:
         """Returns when the daemon has said that it is ready."""
-        fds = (self.http.fileno(), self.control.fileno())
+        fds = (self.control.fileno(), *(sock.fileno() for sock in self.http))
         argv = [sys.executable, "-m", "orpheusd", "--state-dir", str(self.directory / "state"),
                 "--runtime-dir", str(self.directory / "run")]
         with (self.directory / "orpheusd.log").open("ab") as log:
@@ -67,9 +72,9 @@ class Giver:
         self.process.terminate()
         return self.process.wait(STOP_TIMEOUT_S)
 
-    def ask(self, agent: str, **input: Any) -> int:
-        """The status of one run over HTTP."""
-        caller = http.client.HTTPConnection(*self.http.getsockname()[:2], timeout=CALL_TIMEOUT_S)
+    def ask(self, agent: str, at: int = 0, **input: Any) -> int:
+        """The status of one run over HTTP, at one of its addresses."""
+        caller = http.client.HTTPConnection(*self.http[at].getsockname()[:2], timeout=CALL_TIMEOUT_S)
         caller.request("POST", f"/v1/agents/{agent}/run", json.dumps({"input": input}),
                        {"Content-Type": "application/json", "Host": "localhost"})
         response = caller.getresponse()
@@ -101,12 +106,13 @@ def in_thread(call: Callable[[], int], told: list[int]) -> threading.Thread:
 
 
 def test_a_reload_takes_the_sockets_for_what_they_are(giver: Giver) -> None:
-    """`http` is 127.0.0.1:7777 unless it is set, and does nothing here: the door is where its socket is."""
+    """`http` is localhost:7777 unless it is set, and does nothing here: the door is where its sockets are."""
     for _ in range(2):
         control = Control(giver.directory / "run/ctl.sock")
         assert control.call("reload")["pid"] == (giver.process.pid if giver.process is not None else None)
+        assert control.call("status")["http"] == f"localhost:{giver.http[0].getsockname()[1]}"
         control.close()
-        assert giver.ask("handed") == 200
+        assert [giver.ask("handed", at) for at in (0, 1)] == [200, 200]
 
 
 def test_it_says_that_it_lives_and_that_it_stops(giver: Giver) -> None:
@@ -121,7 +127,7 @@ def test_it_says_that_it_lives_and_that_it_stops(giver: Giver) -> None:
 def test_who_comes_between_two_daemons_is_served_by_the_second(giver: Giver) -> None:
     assert giver.stop() == 0
     told: list[int] = []
-    waiting = [in_thread(lambda: giver.ask("handed"), told) for _ in range(3)]
+    waiting = [in_thread(partial(giver.ask, "handed", at), told) for at in (0, 1, 1)]
     with Control(giver.directory / "run/ctl.sock") as control:
         asked = control.send("health")
         giver.start()
@@ -151,3 +157,15 @@ def test_its_http_door_hears_nothing_of_systemd(giver: Giver) -> None:
     for pid in doors:
         names = {item.partition(b"=")[0] for item in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")}
         assert not names & {b"NOTIFY_SOCKET", b"WATCHDOG_USEC", b"LISTEN_PID", b"LISTEN_FDS"}, os.fsdecode(pid)
+
+
+def test_where_systemd_has_the_sockets_it_is_started_with_them_anew(giver: Giver) -> None:
+    assert giver.stop() == 0
+    giver.start(PYTHONPATH=f"{giver.directory}:{ROOT}")
+    (giver.directory / "sitecustomize.py").write_text(OTHER_FORMAT)
+    assert giver.process is not None
+    with Control(giver.directory / "run/ctl.sock") as control, pytest.raises(EOFError):
+        control.call("reload")
+    assert giver.process.wait(STOP_TIMEOUT_S) == EXIT_FAULT
+    giver.start()
+    assert [giver.ask("handed", at) for at in (0, 1)] == [200, 200]

@@ -131,10 +131,10 @@ class Box:
             finally:
                 _enter_network(ours.fileno())
 
-    def connect(self, timeout_s: float) -> socket.socket:
+    def connect(self, timeout_s: float, host: str = "127.0.0.1") -> socket.socket:
         """A connection to the HTTP door."""
         with self.network():
-            return socket.create_connection(("127.0.0.1", HTTP_PORT), timeout_s)
+            return socket.create_connection((host, HTTP_PORT), timeout_s)
 
     def drop_in(self, unit: str, lines: Sequence[str]) -> None:
         """Change a service by these lines of [Service], or back by none."""

@@ -22,6 +22,7 @@ pytestmark = [
 SERVICE, SOCKET = "orpheusd.service", "orpheusd.socket"
 USER = "orpheus"
 SESSIONS = [f"s{number}" for number in range(6)]
+CONNECT_TIMEOUT_S = 10.0
 #: A restart after a crash takes about a second.
 BACK_TIMEOUT_S = 20.0
 
@@ -93,9 +94,34 @@ def test_the_units_are_good(box: Box) -> None:
 
 def test_it_says_when_it_is_ready_and_how_it_is(box: Box) -> None:
     assert box.property("SubState") == "running"
-    assert box.property("StatusText").startswith("ready: control socket /run/orpheus/ctl.sock, http 127.0.0.1:7777")
+    assert box.property("StatusText").startswith("ready: control socket /run/orpheus/ctl.sock, http localhost:7777")
     assert "isolation bwrap" in box.property("StatusText")
     assert box.property("WatchdogUSec") == "30s"
+
+
+def test_both_addresses_of_localhost_are_its_own(box: Box) -> None:
+    for host in ("127.0.0.1", "::1"):
+        with box.connect(CONNECT_TIMEOUT_S, host) as client:
+            client.sendall(b"GET /v1/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert client.recv(64).startswith(b"HTTP/1.1 200 "), host
+
+
+def test_where_ipv6_is_switched_off_it_starts_all_the_same(box: Box) -> None:
+    def switch(off: str) -> None:
+        with box.network():
+            Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text(off)
+
+    try:
+        switch("1")
+        box.systemctl("stop", SOCKET, SERVICE)
+        box.systemctl("start", SOCKET)
+        assert ask(box, "without").status == 200
+        with pytest.raises(OSError, match="assign requested address"):
+            box.connect(CONNECT_TIMEOUT_S, "::1")
+    finally:
+        switch("0")
+    with box.connect(CONNECT_TIMEOUT_S, "::1"):
+        pass  # it was kept for when it comes
 
 
 @pytest.mark.parametrize("door", ["http", "control"])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orpheusd import config
-from orpheusd.config import Config, http_address, load
+from orpheusd.config import Config, http_addresses, http_name, load
 from orpheusd.errors import OrpheusError
 
 #: A value other than the default for each setting, as a file, a variable and a flag have it.
@@ -72,7 +72,7 @@ def test_the_file_then_the_environment_then_flags(name: str, tmp_path: Path) -> 
 
 def test_nothing_said_is_the_default() -> None:
     settings = load({}, {})
-    assert (settings.http, settings.isolation, settings.durability) == ("127.0.0.1:7777", "auto", "os")
+    assert (settings.http, settings.isolation, settings.durability) == ("localhost:7777", "auto", "os")
     assert settings.control_socket == settings.runtime_dir / "ctl.sock"
     assert settings.build_environ == {}
 
@@ -157,24 +157,34 @@ def test_a_file_that_is_no_toml_says_where(tmp_path: Path) -> None:
     assert str(file) in message and "line 1" in message
 
 
-@pytest.mark.parametrize(("text", "address"), [
-    ("127.0.0.1:7777", ("127.0.0.1", 7777)), ("localhost:1", ("127.0.0.1", 1)), ("[::1]:80", ("::1", 80)),
-    ("127.9.9.9:0", ("127.9.9.9", 0)),
+@pytest.mark.parametrize(("text", "addresses"), [
+    ("127.0.0.1:7777", [("127.0.0.1", 7777)]), ("localhost:1", [("127.0.0.1", 1), ("::1", 1)]),
+    ("[::1]:80", [("::1", 80)]), ("127.9.9.9:0", [("127.9.9.9", 0)]),
 ])
-def test_an_address_on_loopback_is_taken(text: str, address: tuple[str, int]) -> None:
-    assert http_address(text) == address
+def test_an_address_on_loopback_is_taken_and_has_one_name(text: str, addresses: list[tuple[str, int]]) -> None:
+    assert list(http_addresses(text)) == addresses
+    assert http_name(addresses) == http_name(addresses[::-1]) == text
 
 
-@pytest.mark.parametrize("text", ["0.0.0.0:80", "192.168.1.1:80", "[::]:80", "example.org:80", ":80"])
-def test_any_other_address_is_refused_with_advice(text: str) -> None:
+@pytest.mark.parametrize("addresses", [
+    [("127.0.0.1", 1), ("::1", 2)], [("127.0.0.1", 1), ("127.0.0.1", 1)], [("127.0.0.1", 1), ("127.0.0.2", 1)],
+    [("127.0.0.1", 1), ("::1", 1), ("127.0.0.2", 1)]])
+def test_what_no_setting_means_has_no_name(addresses: list[tuple[str, int]]) -> None:
+    assert http_name(addresses) is None
+
+
+@pytest.mark.parametrize("text", [
+    "0.0.0.0:80", "192.168.1.1:80", "[::]:80", "example.org:80", ":80", "127.rebind.example:80", "127.1:80",
+    "localhost.:80", "localhost.example.org:80", "127.0.0.1.example.org:80"])
+def test_any_other_address_and_any_other_name_is_refused_with_advice(text: str) -> None:
     with pytest.raises(OrpheusError, match="put a proxy before it"):
-        http_address(text)
+        http_addresses(text)
 
 
 @pytest.mark.parametrize("text", ["127.0.0.1", "127.0.0.1:", "127.0.0.1:http", "127.0.0.1:65536", "127.0.0.1:-1", ""])
 def test_an_address_needs_a_port(text: str) -> None:
     with pytest.raises(OrpheusError, match="HOST:PORT"):
-        http_address(text)
+        http_addresses(text)
 
 
 def test_a_childs_environment_begins_with_its_tag(monkeypatch: pytest.MonkeyPatch) -> None:

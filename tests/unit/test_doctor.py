@@ -1,5 +1,6 @@
 """What the doctor finds: on this box, and on boxes that have less."""
 
+import os
 import socket
 from collections import namedtuple
 from pathlib import Path
@@ -75,6 +76,26 @@ def test_an_address_that_another_has_is_told_with_who_it_is(tmp_path: Path) -> N
         found = finding("HTTP", seen)
     assert found.state == MISSING and "pid" in found.found
     assert finding("HTTP", seen).state == OK, "free again"
+
+
+def test_of_localhost_it_is_told_which_address_another_has(tmp_path: Path) -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
+        port = taken.getsockname()[1]
+        seen = view(tmp_path, serves=False, config=Config(tmp_path, tmp_path, http=f"localhost:{port}"))
+        found = finding("HTTP", seen)
+    assert found.state == MISSING and found.found.startswith(f"[::1]:{port} is taken by pid {os.getpid()}")
+    assert finding("HTTP", seen).found == f"localhost:{port} is free"
+
+
+def test_of_localhost_an_address_that_the_host_has_not_is_no_matter(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(abilities, "can_listen", lambda host, _port: host == "127.0.0.1")
+    for http, state in (("localhost:1", OK), ("127.0.0.1:1", OK), ("[::1]:1", MISSING)):
+        seen = view(tmp_path, serves=False, config=Config(tmp_path, tmp_path, http=http))
+        assert finding("HTTP", seen).state == state
+
+
+def test_a_door_that_is_switched_off_is_no_fault(tmp_path: Path) -> None:
     assert finding("HTTP", view(tmp_path, config=Config(tmp_path, tmp_path, http=None))).found == "switched off"
 
 

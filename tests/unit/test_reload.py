@@ -15,13 +15,15 @@ def check(before: str | None, after: str | None, given: tuple[str, ...] = ()) ->
 
 
 @pytest.mark.parametrize(("before", "after"), [
-    ("localhost:7777", "127.0.0.1:7777"), ("127.0.0.1:7777", "localhost:07777"), ("[::1]:80", "::1:80"), (None, None)])
+    ("127.0.0.1:7777", "127.0.0.1:07777"), ("localhost:7777", "localhost:07777"), ("[::1]:80", "::1:80"),
+    (None, None)])
 def test_an_address_is_the_same_in_other_words(before: str | None, after: str | None) -> None:
     check(before, after)
 
 
 @pytest.mark.parametrize(("before", "after"), [
-    ("127.0.0.1:7777", "127.0.0.1:7778"), ("127.0.0.1:7777", "[::1]:7777"), (None, "127.0.0.1:7777"),
+    ("127.0.0.1:7777", "127.0.0.1:7778"), ("127.0.0.1:7777", "[::1]:7777"),
+    ("localhost:7777", "127.0.0.1:7777"), (None, "127.0.0.1:7777"),
     ("127.0.0.1:7777", None)])
 def test_another_address_refuses_it_unless_systemd_has_the_door(before: str | None, after: str | None) -> None:
     with pytest.raises(OrpheusError, match="http would be"):

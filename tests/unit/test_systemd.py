@@ -12,6 +12,7 @@ from orpheusd import config
 from orpheusd.config import FromSystemd
 from orpheusd.errors import OrpheusError
 from orpheusd.systemd import Listening, Notifier, Watchdog, handed_over
+from tests.daemon import free_port
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def given(family: int, address: object, listening: bool = True) -> int:
 
 
 def closed(listening: Listening) -> None:
-    for sock in (listening.http, listening.control):
+    for sock in (*listening.http, listening.control):
         if sock is not None:
             sock.close()
 
@@ -64,19 +65,37 @@ def test_a_wrong_number_is_named() -> None:
 
 
 def test_doors_are_told_apart_by_what_they_are(tmp_path: Path) -> None:
-    fds = given(socket.AF_INET, ("127.0.0.1", 0)), given(socket.AF_UNIX, str(tmp_path / "ctl.sock"))
-    listening = handed_over(fds)
+    port = free_port()
+    v4, v6 = given(socket.AF_INET, ("127.0.0.1", port)), given(socket.AF_INET6, ("::1", port))
+    control = given(socket.AF_UNIX, str(tmp_path / "ctl.sock"))
+    listening = handed_over((v6, control, v4))
     try:
-        assert listening.http is not None and listening.control is not None
-        assert (listening.http.fileno(), listening.control.fileno()) == fds
-        assert listening.http_name == f"127.0.0.1:{listening.http.getsockname()[1]}"
-        assert not any(os.get_inheritable(fd) for fd in fds)
+        assert listening.control is not None
+        assert ([sock.fileno() for sock in listening.http], listening.control.fileno()) == ([v6, v4], control)
+        assert (listening.http_name, listening.kept) == (f"localhost:{port}", ("http", "control"))
+        assert not any(os.get_inheritable(fd) for fd in (v4, v6, control))
     finally:
         closed(listening)
 
 
+@pytest.mark.parametrize(("family", "host", "named"), [
+    (socket.AF_INET, "127.0.0.1", "127.0.0.1"), (socket.AF_INET6, "::1", "[::1]")])
+def test_one_address_is_that_address_alone(family: int, host: str, named: str) -> None:
+    listening = handed_over([given(family, (host, 0))])
+    try:
+        assert listening.http_name == f"{named}:{listening.http[0].getsockname()[1]}"
+        assert (listening.control, listening.kept) == (None, ("http",))
+    finally:
+        closed(listening)
+
+
+def test_a_second_control_socket_is_none_of_ours(tmp_path: Path) -> None:
+    with pytest.raises(OrpheusError, match=r"other\.sock"):
+        handed_over([given(socket.AF_UNIX, str(tmp_path / name)) for name in ("ctl.sock", "other.sock")])
+
+
 def test_without_a_hand_over_the_daemon_makes_its_own() -> None:
-    assert handed_over(()) == Listening(None, None)
+    assert handed_over(()) == Listening((), None)
 
 
 @pytest.mark.parametrize(("doors", "what"), [

@@ -35,8 +35,8 @@ class ControlClient(asyncio.Protocol):
     """One connection to the daemon.
 
     Invariant: every call and stream in `_waiting` ends with its answer or with the connection, and leaves no entry
-    behind. An answer that nobody waits for any more is dropped, and the daemon is told so. `on_lost` is called
-    once, after all of them ended.
+    behind. An answer that nobody waits for any more is dropped; the daemon is told of a caller who has left, and not
+    of a reader who was too slow, whose run goes on. `on_lost` is called once, after all of them ended.
     """
 
     def __init__(self, room: Room, on_lost: Callable[[], None]) -> None:
