@@ -1,14 +1,17 @@
 """A door whose connections are all in use: whoever keeps it waiting is let go for who comes, and nobody else is."""
 
 import json
+import signal
 import socket
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
+from tests.eventually import eventually
 from tests.integration.door_peer import (
     DoorProcess,
     Peer,
@@ -64,9 +67,9 @@ def test_a_full_door_serves_who_comes(tmp_path: Path, kind: str) -> None:
     with DoorProcess(tmp_path / "log", token="t", connections=8, **PATIENT) as door, door.clients(8) as clients:
         for client in clients:
             FILLED[kind](client)
-        with ThreadPoolExecutor(16) as pool:
-            for answer in pool.map(lambda _: httpx.get(f"{door.url}/v1/health", timeout=5), range(48)):
-                assert answer.status_code == 200
+        with come(door, *[HEALTH] * 30) as newcomers:
+            for newcomer in newcomers:
+                assert first_answer(newcomer).startswith(b"HTTP/1.1 200 ")
         assert door.log == ""
 
 
@@ -91,18 +94,36 @@ def test_the_idle_go_first_then_heads_then_bodies(tmp_path: Path) -> None:
         head.sendall(b"GET")
         assert until_quiet_for(head, 0.3) == b""
         idle(last)
-        with door.clients(4) as newcomers:
-            for number, (gone, newcomer) in enumerate(zip((last, head, body, spoke), newcomers, strict=True), 1):
-                newcomer.sendall(post(BODY))
-                runs = door.peer.awaited("run", number)
+        with ExitStack() as stack:
+            for number, gone in enumerate((last, head, body, spoke), 1):
+                stack.enter_context(come(door, post(BODY)))
+                door.peer.awaited("run", number)
                 assert (b" 503 " in until_closed(gone)) == (gone in (body, spoke))
-            for newcomer, run in zip(newcomers, runs, strict=True):
-                door.peer.answer(run["id"], run_result())
+
+
+@pytest.mark.parametrize("first", ["who waits", "who comes"])
+def test_who_has_spoken_in_time_stays_although_the_door_was_slow(tmp_path: Path, first: str) -> None:
+    with DoorProcess(tmp_path / "log", connections=1, **PATIENT) as door, door.connect() as client:
+        client.sendall(HEALTH[:9])
+        assert until_quiet_for(client, 0.4) == b""
+        door.process.send_signal(signal.SIGSTOP)
+        eventually(lambda: psutil.Process(door.process.pid).status() == psutil.STATUS_STOPPED)
+        try:
+            if first == "who waits":
+                client.sendall(HEALTH[9:])
+            with come(door, HEALTH) as (newcomer,):
+                if first == "who comes":
+                    client.sendall(HEALTH[9:])
+                door.process.send_signal(signal.SIGCONT)
+                assert first_answer(client).startswith(b"HTTP/1.1 200 ")
                 assert first_answer(newcomer).startswith(b"HTTP/1.1 200 ")
+        finally:
+            door.process.send_signal(signal.SIGCONT)
 
 
 def test_a_run_that_goes_on_is_never_let_go(tmp_path: Path) -> None:
-    with DoorProcess(tmp_path / "log", connections=4, **PATIENT) as door, door.clients(3) as runs:
+    with (DoorProcess(tmp_path / "log", connections=4, **PATIENT) as door, door.clients(3) as runs,
+          ExitStack() as stack):
         door.peer.scripts["run"] = never
         runs[0].sendall(post(BODY))
         runs[1].sendall(post(BODY)[:-1])  # the long way, in two pieces
@@ -110,22 +131,22 @@ def test_a_run_that_goes_on_is_never_let_go(tmp_path: Path) -> None:
         door.peer.awaited("run", 2)
         runs[1].sendall(BODY[-1:])
         calls = [one["id"] for one in door.peer.awaited("run", 3)]
-        with door.clients(20) as newcomers:
-            for newcomer in newcomers:
-                idle(newcomer)  # in the place of the one before
-        with door.clients(2) as newcomers:
-            newcomers[0].sendall(post(BODY))
+        with come(door, *[HEALTH] * 20) as newcomers:
+            for newcomer in newcomers:  # each in the place of one before
+                assert first_answer(newcomer).startswith(b"HTTP/1.1 200 ")
+        with come(door, post(BODY)) as (fourth,):
             calls.append(door.peer.awaited("run", 4)[-1]["id"])
-            newcomers[1].sendall(HEALTH)
-            assert until_quiet_for(newcomers[1], 0.5) == b"", "all four are being answered"
+            fifth = stack.enter_context(door.connect())
+            fifth.sendall(HEALTH)
+            assert until_quiet_for(fifth, 0.5) == b"", "all four are being answered"
             for call in calls:
                 door.peer.answer(call, run_result())
-            for client in (runs[0], runs[1], newcomers[0]):
+            for client in (runs[0], runs[1], fourth):
                 assert first_answer(client).startswith(b"HTTP/1.1 200 ")
             received = b""
             while b"event: result" not in received:
                 received += runs[2].recv(65536)
-            assert first_answer(newcomers[1]).startswith(b"HTTP/1.1 200 "), "there is room again"
+            assert first_answer(fifth).startswith(b"HTTP/1.1 200 "), "there is room again"
 
 
 def test_who_reads_its_answer_slowly_gets_all_of_it(tmp_path: Path) -> None:
@@ -136,10 +157,21 @@ def test_who_reads_its_answer_slowly_gets_all_of_it(tmp_path: Path) -> None:
         door.peer.scripts["run"] = long
         slow.sendall(post(BODY))
         door.peer.awaited("run")
-        with door.clients(20) as newcomers:
-            for newcomer in newcomers:
-                idle(newcomer)  # in the place of the one before
+        with come(door, *[HEALTH] * 20) as newcomers:
+            for newcomer in newcomers:  # each in the place of one before
+                assert first_answer(newcomer).startswith(b"HTTP/1.1 200 ")
         assert len(first_answer(slow)) > 8 * MIB
+
+
+@contextmanager
+def come(door: DoorProcess, *requests: bytes) -> Iterator[list[socket.socket]]:
+    """A client for each request, all of them at the door together. Nothing is between its coming and its asking."""
+    with ExitStack() as stack:
+        clients = []
+        for request in requests:
+            clients.append(stack.enter_context(door.connect()))
+            clients[-1].sendall(request)
+        yield clients
 
 
 def until_quiet_for(client: socket.socket, timeout_s: float) -> bytes:

@@ -21,7 +21,7 @@ def test_the_longest_wait_of_the_first_phase_that_had_its_patience(steps: list[t
         by_phase = [min((one for one in since if phases[one] is phase), key=since.__getitem__, default=None)
                     for phase in PATIENCE_S]
         expected = [one for one in by_phase
-                    if one is not None and now - since[one][0] >= PATIENCE_S[phases[one]]]
+                    if one is not None and now - since[one][0] > PATIENCE_S[phases[one]]]
         assert waiting.longest(now) == (expected[0] if expected else None)
 
 

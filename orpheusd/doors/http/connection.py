@@ -96,9 +96,13 @@ class Connection(asyncio.Protocol):
             self._hang_up(self._limits.send_deadline_s)
 
     def let_go(self) -> bool:
-        """Make room for a newcomer, in a phase of `PATIENCE_S`. False when the client has first to read the end of an
-        answer. One that had a body to send is told so; if it sends at this moment it may see a reset instead.
+        """Make room for a newcomer, in a phase of `PATIENCE_S`. False when there is none yet: the client has just said
+        something, and stays, or it has first to read the end of an answer. One that had a body to send is told to
+        try again; if it sends at this moment it may see a reset instead.
         """
+        if self._received and self.phase is not Phase.LINGER:
+            self._waiting.change(self, self.phase, self.phase, time.monotonic())
+            return False
         is_read = self._transport.get_write_buffer_size() == 0
         if self.phase is Phase.BODY and not self._transport.is_closing():
             self._transport.write(self._config.no_room())

@@ -95,8 +95,8 @@ class Server:
 
     def _arrived(self, listener: socket.socket) -> None:
         if len(self._tasks) >= self._limits.connections:
-            self._make_room()
             self._pause(FULL_S)
+            self._loop.call_soon(self._make_room)  # when all that clients have sent by now was heard
             return
         try:
             client, _ = listener.accept()
@@ -132,6 +132,7 @@ class Server:
             self._complaints.failed("a connection failed", error)
 
     def _make_room(self) -> None:
-        while (connection := self._waiting.longest(time.monotonic())) is not None:
+        now = time.monotonic()  # who begins to wait anew after it is not asked twice
+        while self._listeners and (connection := self._waiting.longest(now)) is not None:
             if connection.let_go():
                 return

@@ -45,6 +45,6 @@ class Waiting(Generic[Who]):
         for phase, queue in self._queues.items():
             if queue:
                 who, since = next(iter(queue.items()))
-                if now - since >= PATIENCE_S[phase]:
+                if now - since > PATIENCE_S[phase]:
                     return who
         return None
