@@ -252,7 +252,7 @@ class Manifest(_Settings):
     env: dict[EnvName, EnvValue | None] = _key(
         {}, "environment variables of the agent", f"{_ENV_RULE}; at most {ENV_LIMIT}", private=True,
         max_length=ENV_LIMIT)
-    network: bool = _key(True, "whether the agent has the network")
+    network: bool = _key(True, "whether the agent has the host's network, the HTTP door included")
     telemetry: Telemetry = Field(default_factory=Telemetry)
     engine: str | None = _key(None, "accepted and ignored: no model server is started", "text", max_length=256)
     model: str | None = _key(None, "accepted and ignored: no model server is started", "text", max_length=256)

@@ -9,7 +9,6 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from enum import Enum
 from typing import Any, cast
 
 from hypercorn.asyncio.worker_context import WorkerContext
@@ -22,6 +21,7 @@ from orpheusd.doors.http.limits import Limits
 from orpheusd.doors.http.plain import Address, Exchange, PlainRequest, read_plain
 from orpheusd.doors.http.protocol import DoorConfig, PlainHTTP
 from orpheusd.doors.http.unread import Unread
+from orpheusd.doors.http.waiting import Phase, Waiting
 
 #: What was received is handed on in pieces of at most this size.
 READ_BYTES = 64 * 1024
@@ -34,31 +34,26 @@ HIGH_WATER_BYTES = 64 * 1024
 #: A timer that comes this early is not worth another one.
 TIMER_SLACK_S = 0.002
 
-
-class Phase(Enum):
-    """What a connection waits for."""
-
-    HEADERS = "headers"  # the rest of a request's headers
-    ANSWER = "answer"  # our own answer, or the request's body
-    IDLE = "idle"  # the first byte of the next request
-    CLOSING = "closing"  # the client, to close its side; what it still sends is dropped
+#: The phases from which there is no way back: what a client still sends is dropped.
+ENDING = (Phase.LINGER, Phase.CLOSING)
 
 
 class Connection(asyncio.Protocol):
-    """Invariant: in each phase but ANSWER a deadline ends it; a wait for the client to read has a deadline; what waits
-    in `_received` is at most `READ_AHEAD_BYTES` and one read.
+    """Invariant: in each phase but ANSWER and BODY a deadline ends it, and whoever reads a body has one of its own; a
+    wait for the client to read has a deadline; what waits in `_received` is at most `READ_AHEAD_BYTES` and one read.
     """
 
     def __init__(
-        self, app: Any, config: DoorConfig, context: WorkerContext, limits: Limits, unread: Unread
+        self, app: Any, config: DoorConfig, context: WorkerContext, limits: Limits, unread: Unread,
+        waiting: "Waiting[Connection]"
     ) -> None:  # fmt: skip
         self.phase = Phase.HEADERS
-        self.idle_since = 0.0
         self._app = app
         self._config = config
         self._context = context
         self._limits = limits
         self._unread = unread
+        self._waiting = waiting
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._client: Address = None
@@ -90,15 +85,29 @@ class Connection(asyncio.Protocol):
         except OSError:
             pass  # the client is gone
         finally:
+            self._change(Phase.CLOSING)
             if self._timer is not None:
                 self._timer.cancel()
             self._transport.abort()
 
     def close(self) -> None:
         """Hang up: no answer is on its way that a reset could destroy, at most the end of one that is read slowly."""
-        if self.phase is not Phase.CLOSING:
-            self._enter(Phase.CLOSING, self._limits.send_deadline_s, self._transport.abort)
-            self._transport.close()
+        if self.phase not in ENDING:
+            self._hang_up(self._limits.send_deadline_s)
+
+    def let_go(self) -> bool:
+        """Make room for a newcomer, in a phase of `PATIENCE_S`. False when there is none yet: the client has just said
+        something, and stays, or it has first to read the end of an answer. One that had a body to send is told to
+        try again; if it sends at this moment it may see a reset instead.
+        """
+        if self._received and self.phase is not Phase.LINGER:
+            self._waiting.change(self, self.phase, self.phase, time.monotonic())
+            return False
+        is_read = self._transport.get_write_buffer_size() == 0
+        if self.phase is Phase.BODY and not self._transport.is_closing():
+            self._transport.write(self._config.no_room())
+        self._hang_up(self._limits.linger_s if is_read else self._limits.send_deadline_s)
+        return is_read
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its class
@@ -134,15 +143,19 @@ class Connection(asyncio.Protocol):
 
     async def _read(self, protocol: PlainHTTP) -> None:
         while data := await self._next():
-            if self.phase is Phase.CLOSING:
+            if self.phase in ENDING:
                 continue
             if protocol.is_between and (request := read_plain(data)) is not None:
                 await self._answer(request)
                 continue
+            if self.phase is Phase.BODY:
+                self._change(Phase.ANSWER)  # while it takes what came, the wait is our own
             await protocol.handle(RawData(data))
             if self.phase is Phase.IDLE:
                 self._enter(Phase.HEADERS, self._limits.header_deadline_s, self.close)
-        if self.phase is not Phase.CLOSING and not self._lost.is_set():
+            elif self.phase is Phase.ANSWER and protocol.is_receiving:
+                self._change(Phase.BODY)
+        if self.phase not in ENDING and not self._lost.is_set():
             await protocol.handle(RawData(b""))
         await protocol.handle(Closed())
 
@@ -161,8 +174,7 @@ class Connection(asyncio.Protocol):
         return data
 
     async def _answer(self, request: PlainRequest) -> None:
-        self.phase = Phase.ANSWER
-        self._deadline = 0.0
+        self._change(Phase.ANSWER)
         exchange = Exchange(request, self._config.response_lines())
         await self._app(request.scope(self._client, self._server), exchange.receive, exchange.send)
         answer, answered = deque(exchange.answer), bool(exchange.answer)
@@ -176,15 +188,16 @@ class Connection(asyncio.Protocol):
 
     async def _send(self, event: Event) -> None:
         if isinstance(event, RawData):
+            if self.phase is Phase.BODY:
+                self._change(Phase.ANSWER)  # answered before it was heard to the end
             await self._write(event.data, kept_bytes=len(event.data))
         elif isinstance(event, Closed):
             self._linger()
         elif isinstance(event, Updated):
             if event.idle:
                 self._idle()
-            elif self.phase is not Phase.CLOSING:
-                self.phase = Phase.ANSWER
-                self._deadline = 0.0
+            elif self.phase not in ENDING:
+                self._change(Phase.ANSWER)
 
     async def _write(self, data: bytes, kept_bytes: int = 0) -> None:
         """Returns when the kernel has most of it. `kept_bytes` are held by the caller until then, sent or not."""
@@ -220,14 +233,13 @@ class Connection(asyncio.Protocol):
             await self._lost.wait()
 
     def _idle(self) -> None:
-        if self.phase is not Phase.CLOSING:
-            self.idle_since = time.monotonic()
+        if self.phase not in ENDING:
             self._enter(Phase.IDLE, self._limits.keep_alive_s, self.close)
 
     def _linger(self) -> None:
         """Say that no more is coming, and wait for the client to close: it may still be sending."""
-        if self.phase is not Phase.CLOSING:
-            self._enter(Phase.CLOSING, self._limits.linger_s, self._lingered)
+        if self.phase not in ENDING:
+            self._enter(Phase.LINGER, self._limits.linger_s, self._lingered)
             if not self._transport.is_closing():
                 self._transport.write_eof()
 
@@ -237,9 +249,19 @@ class Connection(asyncio.Protocol):
         else:
             self._enter(Phase.CLOSING, self._limits.send_deadline_s, self._transport.abort)
 
+    def _hang_up(self, timeout_s: float) -> None:
+        self._enter(Phase.CLOSING, timeout_s, self._transport.abort)
+        self._transport.close()
+
+    def _change(self, phase: Phase) -> None:
+        """From here on there is no deadline."""
+        self._waiting.change(self, self.phase, phase, time.monotonic())
+        self.phase = phase
+        self._deadline = 0.0
+
     def _enter(self, phase: Phase, timeout_s: float, late: Callable[[], None]) -> None:
         """A timer that runs already is left alone when it comes early enough: it starts itself again."""
-        self.phase = phase
+        self._change(phase)
         self._late = late
         self._deadline = deadline = time.monotonic() + timeout_s
         if self._timer is None or deadline < self._timer_at:

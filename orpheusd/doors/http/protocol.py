@@ -16,13 +16,21 @@ from hypercorn.protocol.events import Body, EndBody, Request, Response
 from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
 
+from orpheusd.doors.http.answers import JSON, error_body
 from orpheusd.doors.http.limits import Limits
+from orpheusd.errors import OrpheusError
 
 SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"cache-control", b"no-store"),
     (b"content-security-policy", b"default-src 'none'"),
 ]
+
+_NO_ROOM = OrpheusError("overloaded", "the door is full, and this body has kept others waiting; try again later")
+_NO_ROOM_BODY = error_body(_NO_ROOM)
+_NO_ROOM_HEAD = (
+    b"HTTP/1.1 %d \r\ncontent-type: %b\r\ncontent-length: %d\r\nretry-after: %d\r\nconnection: close\r\n"
+    % (_NO_ROOM.outcome.http_status, JSON, len(_NO_ROOM_BODY), _NO_ROOM.retry_after_s or 0))
 
 
 class DoorConfig(Config):
@@ -46,6 +54,10 @@ class DoorConfig(Config):
         self._renew()
         return self._lines
 
+    def no_room(self) -> bytes:
+        """The whole answer to a request whose body had not come when its connection was given to a newcomer."""
+        return _NO_ROOM_HEAD + self.response_lines() + _NO_ROOM_BODY
+
     def _renew(self) -> None:
         second = int(time.time())
         if second != self._second:
@@ -65,6 +77,11 @@ class PlainHTTP(H11Protocol):
     def is_between(self) -> bool:
         """Whether the next byte to come is the first of a request."""
         return self.stream is None and self.connection.their_state is h11.IDLE and not self.connection.trailing_data[0]
+
+    @property
+    def is_receiving(self) -> bool:
+        """Whether the end of a request's body is still to come, and nothing was answered yet."""
+        return self.connection.their_state is h11.SEND_BODY and self.connection.our_state is h11.SEND_RESPONSE
 
     async def _check_protocol(self, event: Any) -> None:
         """No request changes the protocol."""

@@ -7,25 +7,29 @@ import asyncio
 import errno
 import logging
 import socket
+import time
 from typing import Any
 
 from hypercorn.asyncio.worker_context import WorkerContext
 
 from orpheusd.doors.http.complaints import Complaints
-from orpheusd.doors.http.connection import Connection, Phase
+from orpheusd.doors.http.connection import Connection
 from orpheusd.doors.http.limits import Limits
 from orpheusd.doors.http.protocol import DoorConfig
 from orpheusd.doors.http.unread import Unread
+from orpheusd.doors.http.waiting import Phase, Waiting
 
 #: When files or memory are short, accept is tried again after this long, or when a connection of ours ends.
 SHORTAGE_S = 1.0
+#: When the door is full, how soon it looks again who can be let go; at once when a connection ends.
+FULL_S = 0.1
 _SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Server:
     """Invariant: `_tasks` holds one task for each client that was accepted and is not gone, never more than
-    `limits.connections`. When they are used up the longest idle client goes; without an idle one new clients wait
-    in the kernel's queue, as they do before `start` and after `stop`.
+    `limits.connections`. When they are used up, one that waits for its client goes (waiting.py); without such a one
+    new clients wait in the kernel's queue, as they do before `start` and after `stop`.
     """
 
     def __init__(self, app: Any, limits: Limits, complaints: Complaints) -> None:
@@ -41,6 +45,7 @@ class Server:
         self._again: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections: set[Connection] = set()
+        self._waiting: Waiting[Connection] = Waiting()
 
     def start(self, listeners: list[socket.socket]) -> None:
         self._listeners = listeners
@@ -90,8 +95,8 @@ class Server:
 
     def _arrived(self, listener: socket.socket) -> None:
         if len(self._tasks) >= self._limits.connections:
-            self._close_longest_idle()
-            self._pause(self._limits.header_deadline_s)
+            self._pause(FULL_S)
+            self._loop.call_soon(self._make_room)  # when all that clients have sent by now was heard
             return
         try:
             client, _ = listener.accept()
@@ -106,7 +111,8 @@ class Server:
 
     async def _serve(self, client: socket.socket) -> None:
         client.setblocking(False)
-        connection = Connection(self._app, self._config, self._context, self._limits, self._unread)
+        connection = Connection(self._app, self._config, self._context, self._limits, self._unread,
+                                self._waiting)
         try:
             await self._loop.connect_accepted_socket(lambda: connection, client)
         except BaseException:
@@ -125,7 +131,8 @@ class Server:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._complaints.failed("a connection failed", error)
 
-    def _close_longest_idle(self) -> None:
-        idle = [connection for connection in self._connections if connection.phase is Phase.IDLE]
-        if idle:
-            min(idle, key=lambda connection: connection.idle_since).close()
+    def _make_room(self) -> None:
+        now = time.monotonic()  # who begins to wait anew after it is not asked twice
+        while self._listeners and (connection := self._waiting.longest(now)) is not None:
+            if connection.let_go():
+                return
