@@ -164,7 +164,7 @@ def test_what_changes_after_it_was_judged_is_refused_as_well(
     (gzip.compress(GOOD + END)[:-12], "ends too early"),
     (gzip.compress(GOOD + END)[:-8] + b"\1\2\3\4\0\0\0\0", "not a whole tar.gz"),
     (gzip.compress(GOOD + END)[:10] + b"\xff" * 40, "is damaged"),
-])
+], ids=["empty", "text", "tar", "cut", "wrong sum", "wrong bits"])
 def test_what_is_no_tar_gz(place: Path, content: bytes, words: str) -> None:
     (place / "b.tgz").write_bytes(content)
     before = snapshot(place.parent)
