@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
+import httpx
+
 from orpheusd.errors import OrpheusError
 from tests.daemon import Daemon, write_agent
 from tests.eventually import eventually
@@ -146,6 +148,8 @@ class Aftermath:
                 printed=tuple(printed(control, {said.agent for said in self.said} & known.keys())))
 
     def _at_rest(self) -> bool:
+        if self.daemon.http is not None and not _answers(self.daemon.http):
+            return False  # its door is on the way
         log = self.daemon.call("status")["run_log"]
         return not (log["pending_changes"] or list(pools_at_target(Facts(agents=agents(self.daemon)))))
 
@@ -175,3 +179,10 @@ class Aftermath:
             for line in path.read_bytes()[self._effects_from.get(path, 0):].decode().splitlines():
                 run_id, pid = line.split()
                 yield Effect(path.parent.name, run_id, int(pid))
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/v1/health", timeout=ANSWER_TIMEOUT_S).status_code == 200
+    except httpx.TransportError:
+        return False

@@ -93,7 +93,7 @@ def test_a_server_of_another_user_gets_nothing(tmp_path: Path) -> None:
 def test_a_directory_that_may_not_be_entered_says_who_may(tmp_path: Path) -> None:
     place = tmp_path / "orpheus"
     place.mkdir(mode=0o750)
-    for parent in (tmp_path, *tmp_path.parents[:2]):
+    for parent in (one for one in (tmp_path, *tmp_path.parents) if "pytest-of-" in str(one)):
         parent.chmod(0o755)
     os.chown(place, 0, 4)
     code = f"import os, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534); sys.argv[1:] = " \

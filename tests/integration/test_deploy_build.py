@@ -88,7 +88,8 @@ def test_packages_are_installed_once_and_see_nothing_of_the_box(box: Box, isolat
         assert not (box.root / "written").exists()
         assert (first / "bin/pip").read_text().startswith("#!/venv/bin/python")
     else:
-        assert (first / "bin/pip").read_text().startswith(f"#!{first}/bin/python")
+        # a path that is too long for the kernel stands on the second line
+        assert f"{first}/bin/python" in "".join((first / "bin/pip").read_text().splitlines()[:2])
 
     box.lines.clear()
     again = asyncio.run(box.ensure("\nprobe==1.0\n# another comment\n", isolation))

@@ -5,6 +5,7 @@ but for two of its answers: when it wants to be woken, and which sessions it kno
 """
 
 from collections.abc import Iterator
+from math import inf, nextafter
 
 from orpheusd.core import effects as ef
 from orpheusd.core import events as ev
@@ -135,7 +136,10 @@ def _deadlines_of(witness: Witness, agent: AgentRecord) -> Iterator[tuple[float,
             yield witness.impatient_at(agent, run, latest=True), f"the patience of {run.id}"
     for id, session in agent.sessions.items():
         if not agent.in_use(id) and agent.adoption is None and not witness.silent_home(session):
-            yield session.last_used + agent.settings.session_ttl_s, f"session {id}"
+            due, home = session.last_used + agent.settings.session_ttl_s, witness.workers.get(session.home)
+            if home is not None and home.doomed_at == witness.now:
+                due = max(due, nextafter(witness.now, inf))  # it may have been silent until now: the next turn looks
+            yield due, f"session {id}"
     if agent.adoption is not None and not agent.adoption.templates:
         yield agent.adoption.deadline, f"the adoption of {agent.id}"
     if agent.quarantined_until is not None:

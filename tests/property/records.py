@@ -48,6 +48,7 @@ class WorkerRecord:
     adopted: bool = False
     served: int = 0
     grown: bool = False
+    doomed_at: float = 0.0
     runs: dict[str, "RunRecord"] = field(default_factory=dict)
 
     @property

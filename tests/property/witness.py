@@ -214,6 +214,7 @@ class Witness(Adopted):
         # one that is starting and has runs outlived its daemon, and has not dialled again
         hold(worker.state in ("ready", "starting"), f"{effect} though it is {worker.state}")
         worker.state, worker.deadline, worker.drain_deadline = "aborted", self.now + ABORT_S, None
+        worker.doomed_at = self.now
 
     def _kill_worker(self, effect: ef.KillWorker) -> None:
         worker = self.workers[effect.worker]
@@ -225,6 +226,7 @@ class Witness(Adopted):
         if due and worker.state == "starting" and not worker.leaving:
             worker.blamed = True
         worker.state, worker.deadline, worker.drain_deadline = "killed", self.now + KILL_RETRY_S, None
+        worker.doomed_at = self.now
 
     def _dispatch(self, effect: ef.Dispatch) -> None:
         run = self.runs[effect.run]

@@ -186,7 +186,7 @@ print(empty(place), os.listdir(place))
 """
     place = tmp_path / "workspace"
     place.mkdir()
-    for path in (place, *list(place.parents)[:3]):
+    for path in (one for one in (place, *place.parents) if "pytest-of-" in str(one)):
         path.chmod(0o755)
     os.chown(place, 65534, 65534)
     done = subprocess.run(
