@@ -15,8 +15,8 @@ import orjson
 
 #: Two files of this size are kept for each agent: enough for a bad day, too little to fill a disk.
 FILE_LIMIT_BYTES = 8 * 1024 * 1024
-#: Lines that wait to be written, over all agents; beyond that they are dropped and counted.
-BACKLOG_LINES = 20_000
+#: Lines that wait to be written, over all agents, and their text; beyond that they are dropped and counted.
+BACKLOG_LINES, BACKLOG_BYTES = 20_000, 16 * 1024 * 1024
 #: Lines that are written at a time: they hold the interpreter for less than a millisecond, and then the loop gets it.
 PIECE_LINES = 200
 #: How long a line may wait before it is written down.
@@ -27,13 +27,15 @@ Follower = Callable[[Row], None]
 
 
 class AgentLogs:
-    """The logs of all agents. Invariant: at most BACKLOG_LINES lines are held in memory, with those being written."""
+    """The logs of all agents. Invariant: at most BACKLOG_LINES lines and BACKLOG_BYTES of text, and one line more, are
+    held in memory, with those being written. `_taken…` is counted by the loop, `_written…` by the thread.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._backlog: deque[tuple[str, Row]] = deque()
-        self._taken_lines = 0  # counted by the loop
-        self._written_lines = 0  # counted by the thread
+        self._taken_lines = self._taken_bytes = 0
+        self._written_lines = self._written_bytes = 0
         self._dropped = 0
         self._followers: dict[str, list[Follower]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -42,10 +44,12 @@ class AgentLogs:
     def append(self, agent: str, row: Row) -> None:
         for follower in self._followers.get(agent, ()):
             follower(row)
-        if self._taken_lines - self._written_lines >= BACKLOG_LINES:
+        if (self._taken_lines - self._written_lines >= BACKLOG_LINES
+                or self._taken_bytes - self._written_bytes >= BACKLOG_BYTES):
             self._dropped += 1
             return
         self._taken_lines += 1
+        self._taken_bytes += len(row["text"])
         self._backlog.append((agent, row))
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_S, self._flush)
@@ -106,9 +110,11 @@ class AgentLogs:
         self._backlog.clear()
         if self._dropped and batch:
             agent, row = batch[-1]
-            batch.append((agent, {**row, "stream": "stderr", "text": f"({self._dropped} lines were dropped here)"}))
+            note = f"({self._dropped} lines were dropped here)"
+            batch.append((agent, {**row, "stream": "stderr", "text": note}))
             self._dropped = 0
             self._taken_lines += 1
+            self._taken_bytes += len(note)
         if batch:
             self._thread.submit(self._write, batch)
 
@@ -117,6 +123,7 @@ class AgentLogs:
             piece = batch[start:start + PIECE_LINES]
             self._write_piece(piece)
             self._written_lines += len(piece)
+            self._written_bytes += sum(len(row["text"]) for _, row in piece)
 
     def _write_piece(self, piece: list[tuple[str, Row]]) -> None:
         texts: dict[str, list[bytes]] = {}

@@ -169,13 +169,19 @@ class Killer:
         self._clock = threading.Event()
 
     def worker(self) -> None:
-        """Kill one worker, any."""
+        """Kill one worker, any; when all have just been killed, the first of the next."""
         self._wait()
-        with suppress(OrpheusError, OSError, EOFError):
-            pids = [row["pid"] for row in self._daemon.call("agent.show", agent=AGENT)["workers"] if row["pid"]]
-            with suppress(psutil.NoSuchProcess):
-                psutil.Process(self._dice.choice(pids)).kill()
-                self.workers_killed += 1
+        pids: list[int] = []
+
+        def some() -> bool:
+            with suppress(OrpheusError, OSError, EOFError):
+                pids[:] = [row["pid"] for row in self._daemon.call("agent.show", agent=AGENT)["workers"] if row["pid"]]
+            return bool(pids)
+
+        eventually(some, ANSWER_TIMEOUT_S, "a worker to kill")
+        with suppress(psutil.NoSuchProcess):
+            psutil.Process(self._dice.choice(pids)).kill()
+            self.workers_killed += 1
 
     def daemon(self) -> None:
         self._wait()

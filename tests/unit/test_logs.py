@@ -156,6 +156,20 @@ def test_lines_that_are_being_written_count_as_held(tmp_path: Path, monkeypatch:
     run(life())
 
 
+def test_long_lines_are_held_by_their_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "BACKLOG_BYTES", 1000)
+
+    async def life() -> None:
+        async with opened(tmp_path) as agents:
+            for number in range(5):
+                agents.append("a", line(f"{number}" * 400))
+            rows = texts(await agents.read("a", 9, None, None))
+            assert [row[0] for row in rows] == ["0", "1", "2", "("]
+            agents.append("a", line("there is room again"))
+            assert texts(await agents.read("a", 1, None, None)) == ["there is room again"]
+    run(life())
+
+
 def test_lines_that_wait_for_a_disk_that_hangs_are_bounded_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
