@@ -16,11 +16,11 @@ import orjson
 #: Two files of this size are kept for each agent: enough for a bad day, too little to fill a disk.
 FILE_LIMIT_BYTES = 8 * 1024 * 1024
 #: Lines that wait to be written, over all agents, and their text; beyond that they are dropped and counted.
-BACKLOG_LINES, BACKLOG_BYTES = 20_000, 16 * 1024 * 1024
+BACKLOG_LINES, BACKLOG_BYTES = 20_000, 4 * 1024 * 1024
 #: Lines that are written at a time: they hold the interpreter for less than a millisecond, and then the loop gets it.
 PIECE_LINES = 200
-#: How long a line may wait before it is written down.
-FLUSH_S = 0.2
+#: How long a line may wait before it is written down, and how much text may wait for that.
+FLUSH_S, FLUSH_BYTES = 0.2, 512 * 1024
 
 Row = dict[str, Any]
 Follower = Callable[[Row], None]
@@ -36,6 +36,7 @@ class AgentLogs:
         self._backlog: deque[tuple[str, Row]] = deque()
         self._taken_lines = self._taken_bytes = 0
         self._written_lines = self._written_bytes = 0
+        self._waiting_bytes = 0
         self._dropped = 0
         self._followers: dict[str, list[Follower]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -50,8 +51,11 @@ class AgentLogs:
             return
         self._taken_lines += 1
         self._taken_bytes += len(row["text"])
+        self._waiting_bytes += len(row["text"])
         self._backlog.append((agent, row))
-        if self._timer is None:
+        if self._waiting_bytes > FLUSH_BYTES:
+            self._flush()
+        elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_S, self._flush)
 
     def follow(self, agent: str, follower: Follower) -> Callable[[], None]:
@@ -108,6 +112,7 @@ class AgentLogs:
             self._timer = None
         batch = list(self._backlog)
         self._backlog.clear()
+        self._waiting_bytes = 0
         if self._dropped and batch:
             agent, row = batch[-1]
             note = f"({self._dropped} lines were dropped here)"
