@@ -17,6 +17,8 @@ TERMINAL = frozenset(RUN_STATES) - frozenset(UNFINISHED)
 NEVER_STARTED = ("rejected", "expired")
 #: What a run of a known session may be called, where its home is and where it is not.
 AT_HOME, ELSEWHERE = ("warm",), ("spilled", "restored", "lost")
+#: A run that was on its way when the daemon died, and that its worker never had, has moved no session.
+NEVER_THERE = b"which does not have it"
 SECRET = re.compile(rb"secret-[0-9a-f]{32}")
 
 #: What one template and one worker cost the daemon at most: descriptors by kind. A template's listening socket and
@@ -207,15 +209,17 @@ def one_home_each(facts: Facts) -> Iterator[str]:
 def _true_contexts(rows: Iterable[Row], forgotten: list[float]) -> Iterator[str]:
     """`rows` are one session's, in the order they started. Where it lived before the first is not known."""
     home: str | None = None
+    before = ""
     for row in rows:
         while forgotten and row.started_at is not None and min(forgotten) <= row.started_at:
             forgotten.remove(min(forgotten))
             home = None
         if home is not None and row.context not in (AT_HOME if row.worker == home else ELSEWHERE):
             yield (f"{row.run_id} of session {row.session} was {row.context} on {row.worker}; "
-                   f"the session's home was {home}")
-        if row.context != "spilled":
+                   f"the session's home was {home}, since {before}")
+        if row.context != "spilled" and NEVER_THERE not in row.text:
             home = row.worker
+            before = f"{row.run_id} was {row.context} there and {row.state}: {row.text.decode(errors='replace')!r}"
 
 
 def nothing_left(facts: Facts) -> Iterator[str]:

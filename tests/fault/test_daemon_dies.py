@@ -110,7 +110,7 @@ def test_a_run_outlives_the_daemon_and_its_session_goes_on(new_daemon: NewDaemon
         eventually(lambda: state_of(daemon, run_id)["state"] == "started", what="its start in the log")
         row = ended(daemon, run_id, 5.0)
         assert (row["state"], row["result"]["turn"], row["context"], row["turn"]) == ("completed", 2, "warm", 2)
-        assert row["duration_ms"] >= 3000, "what it took before the daemon died counts"
+        assert row["duration_ms"] >= 2900, "what it took before the daemon died counts"
         last = after.run("counter", session_id="s")
         assert (last.context, last.result["turn"], last.answer["session"]["turn"]) == ("warm", 3, 3)
 

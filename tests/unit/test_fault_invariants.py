@@ -87,6 +87,8 @@ DOCTORED: list[tuple[str, str, dict[str, Any]]] = [
     ("I4", "was warm on w-3; the session's home was w-1",
      {**rows("r-5", context="warm"), **said("r-5", context="warm")}),
     ("I4", "was spilled on w-1", {**rows("r-2", context="spilled"), **said("r-2", context="spilled")}),
+    ("I4", "was lost on w-3",
+     {**rows("r-4", worker="w-3", context="lost"), **said("r-4", worker="w-3", context="lost")}),
     ("I4", "was lost on w-1", {**rows("r-2", context="lost"), **said("r-2", context="lost")}),
     ("I5", "1 more descriptors of kind socket", after(fds={**HELD.fds, "socket": 21})),
     ("I5", "2 more descriptors of kind pidfd", after(fds={**HELD.fds, "pidfd": 11})),
@@ -133,6 +135,8 @@ def test_every_invariant_has_been_shown_to_fail() -> None:
      "listed": (ROWS[0], ROWS[1]._replace(context="new"), *ROWS[2:]), "shown": (), "said": ()},
     {"stored": (*ROWS, Row("r-8", "my-agent", "b", "completed", "", "w-3", "spilled", 7.0, 8.0, 8, b"1")),
      "effects": (*SOUND.effects, Effect("my-agent", "r-8", 4)), "agents": None},
-], ids=["no daemon runs", "quarantined", "one worker more", "a session was ended", "a run spilled"])
+    {**rows("r-4", worker="w-3", context="lost", text=b"handed to a worker, which does not have it"),
+     **said("r-4", worker="w-3", context="lost"), "effects": tuple(e for e in SOUND.effects if e.run_id != "r-4")},
+], ids=["no daemon runs", "quarantined", "one worker more", "a session was ended", "a run spilled", "never there"])
 def test_what_is_right_is_not_complained_about(changes: dict[str, Any]) -> None:
     assert violations(SOUND._replace(**changes)) == []
