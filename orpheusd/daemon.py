@@ -29,6 +29,7 @@ from orpheusd.engine import Engine
 from orpheusd.errors import EXIT_FAULT
 from orpheusd.failpoints import reached
 from orpheusd.handover import Handover, pack, unpack
+from orpheusd.heap import give_back_large_blocks
 from orpheusd.lag import LoopLag
 from orpheusd.logs import AgentLogs
 from orpheusd.process.child import kill_leftovers
@@ -75,6 +76,7 @@ async def serve(config: Config, configure: Callable[[], Config], left: int | Non
     `configure` reads the settings again; `left` is the descriptor of what an earlier image of this process has left.
     """
     claim()
+    give_back_large_blocks()
     loop = asyncio.get_running_loop()
     failed: asyncio.Future[BaseException] = loop.create_future()
     loop.set_exception_handler(lambda _loop, context: _fail(failed, context))

@@ -26,6 +26,7 @@ from orpheusd.doors.http.routes import routes
 from orpheusd.doors.http.server import Server
 from orpheusd.doors.http.streams import Room
 from orpheusd.errors import OrpheusError
+from orpheusd.heap import give_back_large_blocks
 
 #: Files for everything that is not a client: the loop's own, the listening sockets, the log, some to spare.
 RESERVED_FILES = 64
@@ -38,6 +39,7 @@ _CLOSING = OrpheusError("draining", "the HTTP door is closing; the run goes on")
 
 def main() -> int:
     options = _options()
+    give_back_large_blocks()
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s http door %(levelname)s: %(message)s")
     try:
         limits = with_overrides(options.limit)
