@@ -231,7 +231,14 @@ class Daemon:
             return []
 
     def connect(self, timeout_s: float = CALL_TIMEOUT_S) -> Control:
-        return Control(self.control_socket, timeout_s)
+        """Raises OSError, with how it ended if it was not to end."""
+        try:
+            return Control(self.control_socket, timeout_s)
+        except OSError as error:
+            if self.process is not None and self.process.poll() is not None:
+                ended = f"the daemon exited with {self.process.returncode}"
+                raise OSError(f"{ended}; its log:\n{self.log[-4000:]}") from error
+            raise
 
     def call(self, method: str, **params: Any) -> Any:
         """The result of one operation over the control socket. Raises OrpheusError when it is refused."""

@@ -35,7 +35,7 @@ def test_an_agent_that_leaks_never_meets_its_limit_and_one_worker_is_missing_at_
     daemon.deploy(write_agent(
         tmp_path / "leaky", LEAKY, memory=400, recycle={"memory_mb": 60}, deploy={"drain_seconds": 0.2},
         scaling={"min_workers": POOL, "max_workers": POOL}))
-    eventually(lambda: len(workers(daemon, "leaky")) == POOL)
+    eventually(lambda: sum(row["state"] == "ready" for row in workers(daemon, "leaky")) == POOL)
     fewest, replaced = POOL, set()
 
     def enough_replaced() -> bool:
