@@ -112,6 +112,9 @@ class PidFd:
                 stream.write(str(EXPENDABLE))
 
     def exited(self) -> bool:
+        """Whether it has exited, or is not held any more."""
+        if self._fd < 0:
+            return True
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         return bool(poll.poll(0))

@@ -229,6 +229,7 @@ class Processes:
         template = self._templates.get(channel.owner)
         if template is not None and template.channel is channel:
             template.channel = None
+            self.limits.end(template.id)
             self.kill_template(template.id)
         if channel.process is not None:
             channel.process.close()

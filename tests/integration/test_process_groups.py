@@ -135,6 +135,25 @@ def test_who_has_a_group_keeps_it_when_there_can_be_no_more(tmp_path: Path) -> N
     asyncio.run(life())
 
 
+def test_who_is_let_go_before_its_end_is_told_is_not_looked_at() -> None:
+    """As a template whose channel has closed: it is being killed, and nobody holds it any more."""
+    faults: list[object] = []
+
+    async def life() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: faults.append(context))
+        limits = Limits(lambda _id, _why: None)
+        process = PidFd(os.getpid())
+        limits.begin("t-1", process, 1 << 40)
+        process.close()
+        async with asyncio.timeout(10):
+            while limits._due:
+                await asyncio.sleep(0.01)
+        assert process.exited()
+
+    asyncio.run(life())
+    assert faults == []
+
+
 @pytest.mark.root
 def test_the_kernel_holds_a_real_worker(tmp_path: Path) -> None:
     # faults 7, 13
