@@ -47,22 +47,30 @@ class Supervisor:
         self.router = Router(self._emit, self.deadlines, policy.grace_s)
         self.runs = self.router.runs
         self.pool = Pool(self._emit, self.deadlines, self.router, policy, boot_id, uniform, free_mb)
+        pool = self.pool
         self._handlers: dict[type[Any], Callable[[Any, float], Agent | None]] = {
             ev.RunRequested: self._run_requested,
             ev.RunEnded: self._run_ended,
             ev.CancelRequested: self._cancel_requested,
             ev.SessionEndRequested: self._session_end_requested,
-            ev.WorkerReady: self._worker_ready,
-            ev.WorkerFailed: self._worker_failed,
-            ev.WorkerMisbehaved: self._worker_misbehaved,
-            ev.WorkerGrew: self._worker_grew,
-            ev.WorkerExited: self._worker_exited,
+            ev.WorkerReady: self._of_worker(
+                lambda agent, worker, _event, now: pool.worker_ready(agent, worker, now)),
+            ev.WorkerFailed: self._of_worker(
+                lambda agent, worker, event, now: pool.worker_failed(agent, worker, event.message, now)),
+            ev.WorkerMisbehaved: self._of_worker(
+                lambda agent, worker, event, now: pool.worker_failed(
+                agent, worker, f"protocol violation: {event.detail}", now)),
+            ev.WorkerGrew: self._of_worker(
+                lambda agent, worker, event, now: pool.worker_grew(agent, worker, event.memory_mb, now)),
+            ev.WorkerExited: self._of_worker(
+                lambda agent, worker, event, now: pool.worker_exited(
+                agent, worker, event.cause, event.undelivered, now)),
             ev.TemplateReady: self._template_ready,
             ev.TemplateFailed: self._template_failed,
             ev.TemplateExited: self._template_exited,
             ev.AgentLoaded: self._agent_loaded,
             ev.TemplateAdopted: self._template_adopted,
-            ev.WorkerAdopted: self._worker_adopted,
+            ev.WorkerAdopted: self._of_worker(pool.adopter.worker_adopted),
             ev.VersionStaged: self._version_staged,
             ev.RemovalRequested: self._removal_requested,
             ev.ShutdownRequested: self._shutdown_requested,
@@ -180,45 +188,20 @@ class Supervisor:
 
     # Processes
 
-    def _worker_ready(self, event: ev.WorkerReady, now: float) -> Agent | None:
-        worker = self._living(event.worker)
-        if worker is None:
-            return None
-        agent = self.agents[worker.agent]
-        self.pool.worker_ready(agent, worker, now)
-        return agent
+    def _of_worker(
+        self, handle: Callable[[Agent, Worker, Any, float], None]
+    ) -> Callable[[Any, float], Agent | None]:
+        """What is done at an event about a worker: nothing when that is gone."""
 
-    def _worker_failed(self, event: ev.WorkerFailed, now: float) -> Agent | None:
-        worker = self._living(event.worker)
-        if worker is None:
-            return None
-        agent = self.agents[worker.agent]
-        self.pool.worker_failed(agent, worker, event.message, now)
-        return agent
+        def handler(event: Any, now: float) -> Agent | None:
+            worker = self._living(event.worker)
+            if worker is None:
+                return None
+            agent = self.agents[worker.agent]
+            handle(agent, worker, event, now)
+            return agent
 
-    def _worker_misbehaved(self, event: ev.WorkerMisbehaved, now: float) -> Agent | None:
-        worker = self._living(event.worker)
-        if worker is None:
-            return None
-        agent = self.agents[worker.agent]
-        self.pool.worker_failed(agent, worker, f"protocol violation: {event.detail}", now)
-        return agent
-
-    def _worker_grew(self, event: ev.WorkerGrew, now: float) -> Agent | None:
-        worker = self._living(event.worker)
-        if worker is None:
-            return None
-        agent = self.agents[worker.agent]
-        self.pool.worker_grew(agent, worker, event.memory_mb, now)
-        return agent
-
-    def _worker_exited(self, event: ev.WorkerExited, now: float) -> Agent | None:
-        worker = self._living(event.worker)
-        if worker is None:
-            return None
-        agent = self.agents[worker.agent]
-        self.pool.worker_exited(agent, worker, event.cause, event.undelivered, now)
-        return agent
+        return handler
 
     def _template_ready(self, event: ev.TemplateReady, now: float) -> Agent | None:
         template, agent = self._template(event.template)
@@ -257,14 +240,6 @@ class Supervisor:
         template, agent = self._template(event.template)
         if template is not None and agent is not None:
             self.pool.adopter.template_adopted(agent, template, event, now)
-        return agent
-
-    def _worker_adopted(self, event: ev.WorkerAdopted, now: float) -> Agent | None:
-        worker = self._living(event.worker)
-        if worker is None:
-            return None
-        agent = self.agents[worker.agent]
-        self.pool.adopter.worker_adopted(agent, worker, event, now)
         return agent
 
     def _version_staged(self, event: ev.VersionStaged, now: float) -> Agent | None:
