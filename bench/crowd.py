@@ -103,7 +103,7 @@ def _crowd(port: int, there: list[dict[str, int]]) -> Iterator[Look]:
             if time.monotonic() > give_up_at:
                 process.kill()
                 raise AssertionError(f"the crowd did not come within {COME_TIMEOUT_S} s")
-            time.sleep(0.1)
+            time.sleep(0.1)  # between two questions, until give_up_at: to ask costs the crowd its turn
         try:
             yield look
         finally:

@@ -87,7 +87,7 @@ def _greed(client: LineClient, greed: str, seconds: float, told: list[str]) -> I
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             told.append(json.loads(client.call(line))["error"]["message"])
-            time.sleep(AGAIN_S)
+            time.sleep(AGAIN_S)  # the load itself: so soon it is greedy again
 
     asking = threading.Thread(target=ask)
     asking.start()

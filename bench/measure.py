@@ -67,7 +67,7 @@ def paced_s(call: Callable[[], object], per_second: float, seconds: float) -> li
         took_s = clock() - begun
         taken.append(took_s)
         taken.extend(took_s - late * interval_s for late in range(1, int(took_s / interval_s) + 1))
-        time.sleep(interval_s)
+        time.sleep(interval_s)  # the pace that is measured at
     return taken
 
 

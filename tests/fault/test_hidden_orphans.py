@@ -57,7 +57,7 @@ if os.fork() == 0:
             channel.deliver("ready", {})
             while True:
                 channel.receive()
-        except Exception:
+        except Exception:  # whatever the daemon's death looks like from in here: it stays
             time.sleep(0.05)
 """
 

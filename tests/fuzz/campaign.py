@@ -100,7 +100,7 @@ class Campaign:
         self.decoded += 1
         try:
             return self._reach.new(self._target.decode, data)
-        except Exception as error:
+        except Exception as error:  # whatever it is, an input has found it
             self._found(f"the decoder raised {type(error).__name__}: {error}", [data])
             return 1
 
@@ -164,7 +164,7 @@ def replay(target: Target, inputs: Iterable[bytes]) -> list[str]:
                 target.decode(data)
             except OrpheusError:
                 pass
-            except Exception as error:
+            except Exception as error:  # likewise
                 found.append(f"the decoder raised {type(error).__name__}: {error}")
             try:
                 target.send(house, data)
