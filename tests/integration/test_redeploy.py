@@ -256,9 +256,10 @@ def test_a_crash_loop_is_refused_with_the_reason_and_disturbs_nobody(daemon: Dae
     deploy(daemon, tmp_path, "crash-loop", 1, "import workspace\n" + switch.replace(
         "'/workspace/broken'", "workspace.path('broken')"), scaling={"min_workers": 3})
     place = Path(daemon.call("workspace.info", agent="crash-loop")["path"])
+    # a deploy ends with its first worker ready: one that still loads its code would find it broken and leave by itself
+    eventually(lambda: [w["state"] for w in show(daemon, "crash-loop")["workers"]] == ["ready"] * 3, 20, "all workers")
     (place / "broken").touch()
     with Traffic(daemon, "beside-the-loop", 3) as traffic:
-        eventually(lambda: all(worker["pid"] for worker in show(daemon, "crash-loop")["workers"]), 20)
         for worker in show(daemon, "crash-loop")["workers"]:
             os.kill(worker["pid"], signal.SIGKILL)
         eventually(lambda: show(daemon, "crash-loop")["state"] == "quarantined", 20)
