@@ -29,7 +29,7 @@ from orpheusd.engine import Engine
 from orpheusd.errors import EXIT_FAULT
 from orpheusd.failpoints import reached
 from orpheusd.handover import Handover, pack, unpack
-from orpheusd.heap import give_back_large_blocks
+from orpheusd.heap import give_back_large_blocks, spare_what_is_there
 from orpheusd.lag import LoopLag
 from orpheusd.logs import AgentLogs
 from orpheusd.process.child import kill_leftovers
@@ -231,6 +231,7 @@ class Daemon:
         self._lag.start()
         self._quotas.start()
         self._watchdog.start()
+        spare_what_is_there()
         told = (f"control socket {config.control_socket}, http {config.http or 'off'}, "
                 f"isolation {self._isolation.mode}, agents {len(self._deployments.deployed)}")
         self._notifier.say("READY=1", f"STATUS=ready: {told}")

@@ -1,6 +1,7 @@
-"""What the C library's heap does with large messages."""
+"""What a process that serves does with its memory: large messages, and what the collector looks at."""
 
 import ctypes
+import gc
 from contextlib import suppress
 
 #: Blocks from this size on are mapped by themselves: far more than a small run allocates at a time.
@@ -20,3 +21,10 @@ def give_back_large_blocks() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
         mallopt(_M_TRIM_THRESHOLD, TRIM_BYTES)
+
+
+def spare_what_is_there() -> None:
+    """For the process that calls, once it has all it will keep: the collector looks at none of it again. A look at the
+    modules of a daemon holds everybody up for 10 ms, and for more beside somebody who keeps the caches busy."""
+    gc.collect()
+    gc.freeze()

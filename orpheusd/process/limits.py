@@ -20,7 +20,8 @@ from orpheusd.tasks import must_not_fail
 
 #: A look costs some 30 µs. One that is over half of its limit is looked at more often, so that it gets less far.
 CALM_S, NEAR_S = 0.5, 0.1
-#: Few agents have as many processes; one that makes them without end has twice as many at the next look.
+#: Few agents have as many processes; one that makes them without end has twice as many at the next look. So many are
+#: counted in a millisecond, more are counted aside.
 MANY_PROCESSES = 32
 #: Over the limit is who is so twice: a process about to execute another shares its memory for a moment.
 AGAIN_S = 0.05
@@ -139,8 +140,10 @@ class Limits:
             apart = held.apart()
             if apart is None:
                 self._push(held, began + NEAR_S)
-            elif not held.many:
-                self._look(held, usage(held.process.pid, TASKS_LIMIT, apart))
+                continue
+            used = None if held.many else usage(held.process.pid, MANY_PROCESSES, apart)
+            if used is not None and used.processes <= MANY_PROCESSES:
+                self._look(held, used)
             elif self._counting < ASIDE_AT_ONCE:
                 self._counting += 1
                 asyncio.get_running_loop().create_task(self._look_aside(held, apart)).add_done_callback(must_not_fail)

@@ -18,8 +18,8 @@ class Usage(NamedTuple):
 
 
 def usage(pid: int, most_processes: int, apart: Container[int] = ()) -> Usage:
-    """Resident memory of `pid` and its descendants, and how many there are; the search ends when it has found
-    more than `most_processes`. What two of them share is counted twice; who is `apart` is not, nor are their own."""
+    """Resident memory of `pid` and its descendants, and how many there are; of more than `most_processes`, that they
+    are more. What two of them share is counted twice; who is `apart` is not, nor are their own."""
     family = _family(pid, most_processes, apart)
     return Usage(sum(map(_resident_bytes, family)), len(family))
 
@@ -35,7 +35,7 @@ def _family(pid: int, most: int, apart: Container[int]) -> list[int]:
         if len(found) > most:
             break
         found.extend(child for child in _children(one) if child not in apart)
-    return found
+    return found[:most + 1]
 
 
 def _children(pid: int) -> Iterator[int]:

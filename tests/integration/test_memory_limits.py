@@ -3,13 +3,16 @@
 import asyncio
 import os
 import re
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from orpheusd.errors import OrpheusError
+from orpheusd.process import limits, usage
 from orpheusd.process.causes import MB
 from orpheusd.process.groups import TASKS_LIMIT
 from orpheusd.process.limits import LATEST_S
@@ -59,6 +62,24 @@ def test_a_fork_bomb_is_ended_and_told(do: str, memory_bytes: int) -> None:
         assert outcome.cause.endswith(f", ended by orpheusd: it has more than {TASKS_LIMIT} processes")
 
     in_house(story, memory_bytes=memory_bytes)
+
+
+def test_many_processes_are_counted_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    # the kernel takes some 60 us for each of hundreds, and everybody's answers would wait for that
+    looks: list[tuple[bool, int]] = []
+
+    def counting(*args: Any) -> usage.Usage:
+        used = usage.usage(*args)
+        looks.append((threading.current_thread() is threading.main_thread(), used.processes))
+        return used
+
+    async def story(house: House) -> None:
+        assert (await house.run("forks_without_end")).state == "crashed"
+
+    monkeypatch.setattr(limits, "usage", counting)
+    in_house(story, memory_bytes=1000 * MB)
+    assert max(processes for in_loop, processes in looks if in_loop) <= limits.MANY_PROCESSES + 1
+    assert max(processes for in_loop, processes in looks if not in_loop) > TASKS_LIMIT
 
 
 def test_nothing_is_held_of_workers_that_are_gone() -> None:

@@ -1,4 +1,5 @@
-"""Memory of large messages goes back to the system, also where small things were made between them."""
+"""Memory of large messages goes back to the system, also where small things were made between them; and the collector
+looks at what came after the beginning alone."""
 
 import subprocess
 import sys
@@ -29,3 +30,26 @@ def grown_mb(called: bool) -> int:
 
 def test_what_held_large_messages_is_given_back() -> None:
     assert grown_mb(called=True) < 20 < grown_mb(called=False)
+
+
+SPARED = """
+import gc, weakref
+from orpheusd.heap import spare_what_is_there
+class Ring: pass
+def ring():
+    one = Ring()
+    one.itself = one
+    return weakref.ref(one)
+before, kept = ring(), Ring()
+kept.itself = kept
+spare_what_is_there()
+looked_at, after = len(gc.get_objects()), ring()
+gc.collect()
+print(before() is None, looked_at < 100, after() is None, kept.itself is kept)
+"""
+
+
+def test_the_collector_spares_what_was_there_and_nothing_else() -> None:
+    done = subprocess.run([sys.executable, "-c", SPARED], cwd=ROOT, timeout=60, capture_output=True, text=True,
+                          check=True)
+    assert done.stdout.split() == ["True"] * 4

@@ -7,7 +7,6 @@ leaves when everybody it had accepted was answered, however long that takes.
 
 import argparse
 import asyncio
-import gc
 import logging
 import os
 import resource
@@ -26,7 +25,7 @@ from orpheusd.doors.http.routes import routes
 from orpheusd.doors.http.server import Server
 from orpheusd.doors.http.streams import Room
 from orpheusd.errors import OrpheusError
-from orpheusd.heap import give_back_large_blocks
+from orpheusd.heap import give_back_large_blocks, spare_what_is_there
 
 #: Files for everything that is not a client: the loop's own, the listening sockets, the log, some to spare.
 RESERVED_FILES = 64
@@ -83,9 +82,7 @@ async def _serve(
             drained.add_done_callback(lambda _: closing.set())
 
     loop.add_signal_handler(signal.SIGUSR1, drain)
-    # What is there now stays: the collector need not look at it again.
-    gc.collect()
-    gc.freeze()
+    spare_what_is_there()
     await closing.wait()
     await client.catch_up(CATCH_UP_S)
     client.end_streams(_CLOSING)
