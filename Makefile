@@ -14,6 +14,7 @@ PREFIX ?= /usr/local
 UNITS ?= $(if $(filter /usr /usr/local,$(PREFIX)),$(PREFIX)/lib,/etc)
 HOME_DIR := $(PREFIX)/lib/orpheus
 PROGRAMS := orpheusd orpheusctl orpheus
+SYSTEMD_UNITS := orpheusd.service orpheusd.socket orpheus-agents@.service orpheus-agents.socket
 
 .PHONY: help demo test check check-types check-unit check-property bench bench-walls fault fault-proof soak fuzz test-all venv install uninstall clean
 
@@ -83,7 +84,7 @@ install:  ## the programs and the systemd units, below DESTDIR and PREFIX (/usr/
 	@for name in $(PROGRAMS); do ln -sfn ../lib/orpheus/bin/$$name "$(DESTDIR)$(PREFIX)/bin/$$name"; done
 	@install -m 644 docs/*.md "$(DESTDIR)$(PREFIX)/share/doc/orpheus"
 	@install -d "$(DESTDIR)$(UNITS)"/{systemd/system,sysusers.d,tmpfiles.d}
-	@for unit in orpheusd.service orpheusd.socket; do \
+	@for unit in $(SYSTEMD_UNITS); do \
 		sed 's|/usr/local|$(PREFIX)|' systemd/$$unit | install -m 644 /dev/stdin \
 			"$(DESTDIR)$(UNITS)/systemd/system/$$unit"; done
 	@install -m 644 systemd/orpheus.sysusers.conf "$(DESTDIR)$(UNITS)/sysusers.d/orpheus.conf"
@@ -94,7 +95,7 @@ install:  ## the programs and the systemd units, below DESTDIR and PREFIX (/usr/
 uninstall:  ## remove what install put there; what the daemon keeps (/var/lib/orpheus) stays
 	@rm -rf "$(DESTDIR)$(HOME_DIR)" "$(DESTDIR)$(PREFIX)/share/doc/orpheus"
 	@rm -f $(PROGRAMS:%="$(DESTDIR)$(PREFIX)/bin/%") \
-		"$(DESTDIR)$(UNITS)"/systemd/system/orpheusd.{service,socket} \
+		$(SYSTEMD_UNITS:%="$(DESTDIR)$(UNITS)/systemd/system/%") \
 		"$(DESTDIR)$(UNITS)"/{sysusers.d,tmpfiles.d}/orpheus.conf
 
 clean:  ## remove what the other targets made

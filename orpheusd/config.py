@@ -30,13 +30,15 @@ HANDOVER = "ORPHEUS_HANDOVER"
 
 class FromSystemd(NamedTuple):
     """What systemd says to a service that it starts: the descriptors it listens on for us, where and how often it
-    wants to hear of us, and, when the service has ended, how (sd_listen_fds(3), sd_notify(3), systemd.exec(5)).
+    wants to hear of us, and, when the service has ended, how (sd_listen_fds(3), sd_notify(3), systemd.exec(5)); and
+    at which socket it gives each template a unit of its own (our own, systemd/orpheus-agents.socket).
     """
 
     listen_fds: tuple[int, ...] = ()
     notify_socket: str | None = None
     watchdog_s: float | None = None
     service_result: str | None = None
+    agents_socket: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +230,8 @@ def _from_systemd(environ: Mapping[str, str]) -> FromSystemd:
         raise OrpheusError("invalid-request", f"LISTEN_FDS or WATCHDOG_USEC: {error}") from error
     return FromSystemd(
         tuple(range(LISTEN_FDS_START, LISTEN_FDS_START + count)), environ.get("NOTIFY_SOCKET") or None,
-        period_us / 1_000_000 or None, environ.get("SERVICE_RESULT"))
+        period_us / 1_000_000 or None, environ.get("SERVICE_RESULT"),
+        Path(units) if (units := environ.get("ORPHEUS_AGENTS_SOCKET")) else None)
 
 
 def _checked(settings: dict[str, Any]) -> Config:

@@ -178,7 +178,7 @@ class Daemon:
         # before anything is started: what cannot work must not leave anything behind
         check_place(config.control_socket)
         self._http = listening.http if config.http is not None else ()
-        self._isolation = detect(config.isolation)
+        self._isolation = detect(config.isolation)._replace(units=config.systemd.agents_socket)
         lib = make_lib_dir(config.runtime_dir / "lib")
         store = VersionStore(config.state_dir)
         store.prepare()

@@ -242,7 +242,7 @@ async def _run(
             "invalid-request", f"cannot {purpose}: {_reason(tail, code)}", {"output": "\n".join(tail)})
 
 
-def _reason(tail: Collection[str], code: int) -> str:
+def _reason(tail: Collection[str], code: int | None) -> str:
     errors = [line.removeprefix("ERROR: ") for line in tail if line.startswith("ERROR: ")]
     return "\n".join(errors[-5:] or list(tail)[-5:]) or f"pip ended with status {code} and said nothing"
 

@@ -3,7 +3,8 @@
 They exist where the daemon's own group was given to it (`Delegate=` in the unit). The daemon is then in a group
 beside the workers', where systemd puts it (`DelegateSubgroup=`) or it moves itself, because a group that hands out
 controllers may hold no process of its own (cgroup-v2.rst, "No Internal Process Constraint"). A group that holds
-anybody else is left alone.
+anybody else is left alone. A template that systemd has started in a unit of its own, and its workers, have theirs
+below the unit's, which was given to the daemon's user in the same way: nobody else may move them to another.
 """
 
 import os
@@ -17,6 +18,8 @@ TASKS_LIMIT = 512
 DAEMON_WEIGHT = 1000
 
 _DAEMON, _WORKERS = "daemon", "workers"
+#: Units with agents (systemd/orpheus-agents@.service).
+_UNITS = "orpheus-agents@*.service"
 _NEEDED, _WANTED = "memory", ("pids", "cpu")
 
 
@@ -29,17 +32,22 @@ class Spent(NamedTuple):
 
 class Groups:
     """The groups of workers, a directory each. Invariant: a worker is in its group before it has a run; a group is
-    removed when its worker is dead, as soon as nobody is in it."""
+    removed when its worker is dead, as soon as nobody is in it. `directory` has those of workers without a unit."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._elsewhere: dict[str, Path] = {}
         self._dying: set[Path] = set(directory.iterdir() if directory.exists() else ())
         self._dying = {group for group in self._dying if group.is_dir()}
         self._sweep()
 
     def begin(self, worker_id: str, pid: int, limit_bytes: int) -> None:
         """Put a process, and what it will start, under the limit. May be said again. Raises OSError."""
-        group = self._directory / worker_id
+        unit = _unit_of(pid)
+        if unit is not None:
+            _divide(unit)
+            self._elsewhere[worker_id] = unit / _WORKERS / worker_id
+        group = self._group(worker_id)
         self._dying.discard(group)
         group.mkdir(exist_ok=True)
         for name, value in (("memory.max", limit_bytes), ("memory.swap.max", 0), ("memory.oom.group", 1),
@@ -51,13 +59,17 @@ class Groups:
 
     def end(self, worker_id: str) -> Spent:
         """Its worker is dead: whoever is left in the group dies, and the group goes."""
-        group = self._directory / worker_id
+        group = self._group(worker_id)
+        self._elsewhere.pop(worker_id, None)
         spent = Spent(_count(group / "memory.events", "oom_kill") > 0, _number(group / "memory.peak"))
         with suppress(OSError):
             _write(group / "cgroup.kill", 1)
         self._dying.add(group)
         self._sweep()
         return spent
+
+    def _group(self, worker_id: str) -> Path:
+        return self._elsewhere.get(worker_id, self._directory / worker_id)
 
     def _sweep(self) -> None:
         """Remove what is empty. The kernel needs a moment to let the dead go: the rest is removed next time."""
@@ -86,14 +98,10 @@ def prepare(own: Path) -> tuple[Groups | None, str]:
     if (lacks := lacking(own)) is not None:
         return None, lacks
     try:
-        controllers = (home / "cgroup.controllers").read_text().split()
         if home == own:
             (own / _DAEMON).mkdir(exist_ok=True)
             _write(own / _DAEMON / "cgroup.procs", 0)  # 0: whoever writes
-        for parent in (home, home / _WORKERS):
-            parent.mkdir(exist_ok=True)
-            for controller in (_NEEDED, *(name for name in _WANTED if name in controllers)):
-                _write(parent / "cgroup.subtree_control", f"+{controller}")
+        _divide(home)
         with suppress(OSError):
             _write(home / _DAEMON / "cpu.weight", DAEMON_WEIGHT)
         return Groups(home / _WORKERS), ""
@@ -105,11 +113,7 @@ def prepare(own: Path) -> tuple[Groups | None, str]:
 
 def own_group() -> Path | None:
     """The directory of the cgroup v2 that this process is in."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        if line.startswith("0::"):
-            mount = _mount()
-            return None if mount is None else mount / line[3:].lstrip("/")
-    return None
+    return _group_of("self")
 
 
 def lacking(own: Path) -> str | None:
@@ -129,6 +133,33 @@ def lacking(own: Path) -> str | None:
     if own.suffix == ".service":
         # a divided group takes no process: systemd, which starts a service in its own group, could not restart us
         return f"{own.name} has no DelegateSubgroup={_DAEMON} (systemd 254), without which it could not restart"
+    return None
+
+
+def _divide(home: Path) -> None:
+    """Let the kernel hold the parts of a group to limits of their own. Raises OSError."""
+    controllers = (home / "cgroup.controllers").read_text().split()
+    for parent in (home, home / _WORKERS):
+        parent.mkdir(exist_ok=True)
+        for controller in (_NEEDED, *(name for name in _WANTED if name in controllers)):
+            _write(parent / "cgroup.subtree_control", f"+{controller}")
+
+
+def _unit_of(pid: int) -> Path | None:
+    """The group of the unit for agents that this process is in, if it is in one."""
+    try:
+        group = _group_of(str(pid))
+    except OSError:
+        return None
+    return next((one for one in (group, *group.parents) if one.match(_UNITS)), None) if group is not None else None
+
+
+def _group_of(process: str) -> Path | None:
+    """Raises OSError when there is no such process."""
+    for line in Path(f"/proc/{process}/cgroup").read_text().splitlines():
+        if line.startswith("0::"):
+            mount = _mount()
+            return None if mount is None else mount / line[3:].lstrip("/")
     return None
 
 

@@ -8,7 +8,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 from collections.abc import Callable
 from contextlib import ExitStack
 from io import FileIO
@@ -17,6 +16,7 @@ from pathlib import Path
 from orpheusd.process import survivors
 from orpheusd.process.pidfds import PidFd
 from orpheusd.process.sandbox import SANDBOX_TAG, Command
+from orpheusd.process.spawn import Spawned, spawn
 
 #: The launch line is written into the pipe before anybody reads it, so it must fit: a pipe holds 64 KiB.
 LAUNCH_LINE_LIMIT_BYTES = 32 * 1024
@@ -36,14 +36,15 @@ SETTLE_S = 1.0
 
 
 async def launch_template(
-    command: Command, launch_line: bytes, on_output: Callable[[str], None]
+    command: Command, launch_line: bytes, on_output: Callable[[str], None], units: Path | None = None
 ) -> "TemplateProcess":
-    """Start `command` with `launch_line` as all of its input; `on_output` gets each line it prints.
+    """Start `command` with `launch_line` as all of its input, in a unit of its own if systemd gives any at `units`;
+    `on_output` gets each line it prints.
 
     To be called from the main thread: what bubblewrap ties to its parent is tied to the thread. Raises OSError
     when there is nothing to execute. A caller that is cancelled leaves no process behind.
     """
-    launching = asyncio.get_running_loop().create_task(_launched(command, launch_line, on_output))
+    launching = asyncio.get_running_loop().create_task(_launched(command, launch_line, on_output, units))
     try:
         return await asyncio.shield(launching)
     except asyncio.CancelledError:
@@ -68,11 +69,11 @@ class TemplateProcess:
     Invariant: it is reaped, and what it left behind is killed, whether or not anybody waits.
     """
 
-    def __init__(self, process: "subprocess.Popen[bytes]", command: Command, output: "_Output") -> None:
-        self.pid = process.pid
+    def __init__(self, spawned: Spawned, command: Command, output: "_Output") -> None:
+        self.pid = spawned.held.pid
         self.inner_pid: int | None = None
-        self._process = process
-        self._outer = PidFd(process.pid)
+        self._spawned = spawned
+        self._outer = spawned.held
         self._inner: PidFd | None = None
         self._output = output
         self._sandboxed = command.sandboxed
@@ -83,8 +84,9 @@ class TemplateProcess:
         self._met: asyncio.Future[None] = self._loop.create_future()
         self._reaper = self._loop.create_task(self._reap())
 
-    async def wait(self) -> int:
-        """The exit code, negative for a signal, once no process of this template is left."""
+    async def wait(self) -> int | None:
+        """The exit code, negative for a signal, once no process of this template is left; None if only systemd has it.
+        """
         return await asyncio.shield(self._reaper)
 
     def kill(self) -> None:
@@ -111,15 +113,14 @@ class TemplateProcess:
         if self._tag is not None:
             # while it lives it is the parent of its orphans, tagged or not (PR_SET_CHILD_SUBREAPER)
             survivors.kill_once(self._tag)
-        # not reaped, as its pidfd took a signal: the number is still its own and its group's
-        os.killpg(self.pid, signal.SIGKILL)
+        self._outer.kill_group()
 
-    async def _reap(self) -> int:
+    async def _reap(self) -> int | None:
         await self._outer.wait(None)
         await self._met
-        # not reaped yet, so that its number still tells whose child or session it is
+        # not reaped yet, unless systemd does that, so that its number still tells whose child or session it is
         inner = [self._inner] if self._inner is not None else _strays(self.pid)
-        code = self._process.wait()
+        code = self._spawned.reap()
         for process in inner:
             process.send_signal(signal.SIGKILL)
             await process.wait(SETTLE_S)
@@ -130,10 +131,12 @@ class TemplateProcess:
         await self._output.ended(SETTLE_S)
         self._outer.close()
         # bubblewrap reports a signal as shells do
-        return 128 - code if self._sandboxed and code > 128 else code
+        return 128 - code if self._sandboxed and code is not None and code > 128 else code
 
 
-async def _launched(command: Command, launch_line: bytes, on_output: Callable[[str], None]) -> TemplateProcess:
+async def _launched(
+    command: Command, launch_line: bytes, on_output: Callable[[str], None], units: Path | None
+) -> TemplateProcess:
     output = _Output(on_output)
     with ExitStack() as stack:
         stdin = stack.enter_context(_filled_pipe(launch_line))
@@ -146,14 +149,12 @@ async def _launched(command: Command, launch_line: bytes, on_output: Callable[[s
         options = ("--info-fd", str(info), "--block-fd", str(hold)) if command.sandboxed else ()
         try:
             with command.opened(*options) as (argv, fds):
-                # not the loop's own: uvloop lets children inherit duplicates of their stdio and stray descriptors
-                process = subprocess.Popen(
-                    argv, env=command.env, cwd=command.cwd, start_new_session=True, stdin=stdin,
-                    stdout=output_write, stderr=output_write, pass_fds=(*fds, info, hold) if options else ())
+                spawned = await spawn(argv, command.env, command.cwd, stdin.fileno(), output_write.fileno(),
+                                      (*fds, info, hold) if options else (), units)
         except BaseException:
             output.close()
             raise
-        template = TemplateProcess(process, command, output)
+        template = TemplateProcess(spawned, command, output)
         info_write.close()  # so that a bubblewrap which ends without a word is heard to
         inner_pid = None
         try:

@@ -82,10 +82,10 @@ class Lives:
             template.output.append(text)
             self._note(template.id, text)
 
-        template.process = process = await launch_template(command, line, on_output)
+        template.process = process = await launch_template(command, line, on_output, self._isolation.units)
         reached("template-started")
         if template.kill_wanted:
             process.kill()
         status = await process.wait()
-        said = f": {template.output[-1]}" if template.output and status else ""
+        said = f": {template.output[-1]}" if template.output and status != 0 else ""
         return f"{cause_of(status)}{said}"

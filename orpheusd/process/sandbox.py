@@ -66,7 +66,8 @@ NO_WALLS = (
 class Isolation(NamedTuple):
     """How agents are confined: `mode` is "bwrap" or "none", `reason` a sentence that says why.
 
-    `weaknesses` has a sentence for each wall that this host cannot give; `seccomp` is the filter of system calls.
+    `weaknesses` has a sentence for each wall that this host cannot give; `seccomp` is the filter of system calls;
+    `units` is the socket at which systemd gives each template a unit of its own (`spawn.py`).
     """
 
     mode: str
@@ -74,6 +75,7 @@ class Isolation(NamedTuple):
     bwrap_path: str | None
     weaknesses: tuple[str, ...] = ()
     seccomp: bytes = b""
+    units: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ test has the kernel hold a real worker, where it can.
 import asyncio
 import errno
 import os
+import subprocess
 from contextlib import closing
 from pathlib import Path
 
@@ -81,6 +82,38 @@ def test_a_worker_is_put_under_its_limit_and_its_group_tells_the_end(tmp_path: P
         path.unlink()
     assert made.end("w-2") == Spent(killed=False, peak_bytes=0)
     assert not ours.exists(), "what was not empty yet is removed with the next"
+
+
+@pytest.mark.root
+def test_who_is_in_a_unit_for_agents_has_its_group_below_the_unit(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where systemd started it; the process and its group are real, the files that hold it to limits are not."""
+    mount = groups._mount()
+    if mount is None:
+        pytest.skip("cgroup v2 is not mounted here")
+    name = f"orpheus-test-{os.getpid()}/orpheus-agents@1-2-3.service"
+    real = mount / name
+    (real / "template").mkdir(parents=True)
+    (tmp_path / "own").mkdir()
+    sleeper = subprocess.Popen(["sleep", "60"])
+    try:
+        (real / "template/cgroup.procs").write_text(str(sleeper.pid))
+        monkeypatch.setattr(groups, "_mount", lambda: tmp_path)
+        (tmp_path / name).parent.mkdir()
+        unit = group(tmp_path / name)
+        group(unit / "workers")
+        ours = group(unit / "workers/w-1", memory_peak="777\n")
+        made = Groups(tmp_path / "own")
+        made.begin("w-1", sleeper.pid, 1000)
+        assert (ours / "cgroup.procs").read_text() == str(sleeper.pid) and (ours / "memory.max").read_text() == "1000"
+        assert (unit / "cgroup.subtree_control").read_text().startswith("+")
+        assert made.end("w-1") == Spent(killed=False, peak_bytes=777) and (ours / "cgroup.kill").read_text() == "1"
+        assert list((tmp_path / "own").iterdir()) == [] and made.end("w-1") == Spent(killed=False, peak_bytes=0)
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+        for path in (real / "template", real, real.parent):
+            path.rmdir()
 
 
 def test_a_group_that_cannot_be_made_means_looking(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ pytestmark = [
 ]
 
 SERVICE, SOCKET = "orpheusd.service", "orpheusd.socket"
+AGENTS_SOCKET, AGENTS = "orpheus-agents.socket", "orpheus-agents@*.service"
 USER = "orpheus"
 SESSIONS = [f"s{number}" for number in range(6)]
 CONNECT_TIMEOUT_S = 10.0
@@ -72,7 +73,7 @@ def _started(box: Box) -> Iterator[None]:
     answer = ask(box, "begin")
     assert answer.status == 200, f"{answer}; journal:\n{box.journal()}"
     yield
-    box.look_around([SERVICE, SOCKET], USER)
+    box.look_around([SERVICE, SOCKET, AGENTS_SOCKET, AGENTS], USER)
 
 
 @pytest.fixture
@@ -87,9 +88,9 @@ def changed(box: Box) -> Iterator[Callable[..., None]]:
 
 
 def test_the_units_are_good(box: Box) -> None:
-    said = box.run("systemd-analyze", "verify", SERVICE, SOCKET).splitlines()
+    said = box.run("systemd-analyze", "verify", SERVICE, SOCKET, AGENTS_SOCKET, "orpheus-agents@1.service")
     # a systemd before 254 ignores that one, and says so
-    assert [line for line in said if "Unknown key" not in line or "DelegateSubgroup" not in line] == []
+    assert [line for line in said.splitlines() if "Unknown key" not in line or "DelegateSubgroup" not in line] == []
 
 
 def test_it_says_when_it_is_ready_and_how_it_is(box: Box) -> None:
@@ -143,7 +144,9 @@ def test_nothing_of_it_is_root(box: Box) -> None:
     ours = box.processes(USER)
     assert {"python", "bwrap"} <= {process.name() for process in ours}
     (main,) = [process for process in ours if command(process)[-2:] == ["-m", "orpheusd"]]
-    assert {process.pid for process in ours} == {main.pid, *(child.pid for child in main.children(recursive=True))}
+    for process in ours:
+        group = Path(f"/proc/{process.pid}/cgroup").read_text().strip()
+        assert "/orpheusd.service" in group or "/orpheus-agents@" in group, process
     for process in ours:
         status = _status(process)
         assert status["Uid"].split() == [str(uid)] * 4, process
@@ -186,7 +189,7 @@ def test_a_killed_daemon_loses_no_session_memory(box: Box) -> None:
     with Callers(box, SESSIONS) as callers:
         callers.go_on()
         for kills in range(1, 4):
-            box.systemctl("kill", "--kill-whom=main", "--signal=KILL", SERVICE)
+            box.systemctl("kill", "--signal=KILL", SERVICE)
             eventually(lambda kills=kills: int(box.property("NRestarts")) >= kills, BACK_TIMEOUT_S, "a restart")
             callers.go_on()
     for session in SESSIONS:
@@ -198,9 +201,22 @@ def test_a_killed_daemon_loses_no_session_memory(box: Box) -> None:
 
 def test_who_is_killed_with_everything_is_told_so(box: Box) -> None:
     assert ask(box, "killed").context == "new"
-    box.systemctl("kill", "--signal=KILL", SERVICE)  # every process of the unit
+    box.systemctl("kill", "--signal=KILL", SERVICE, AGENTS)
     eventually(lambda: box.property("NRestarts") == "1", BACK_TIMEOUT_S, "a restart")
     assert ask(box, "killed").context == "lost"
+
+
+def test_each_version_of_an_agent_has_a_unit_of_its_own(box: Box) -> None:
+    served = ask(box, "unit")
+    assert served.status == 200
+    (unit,) = box.run("systemctl", "list-units", "--plain", "--no-legend", "--state=running", AGENTS).split()[:1]
+    with box.control() as control:
+        pids = [worker["pid"] for worker in control.call("agent.show", agent=AGENT)["workers"]]
+    groups = {(box.path("/proc") / str(pid) / "cgroup").read_text().strip() for pid in pids}
+    assert len(groups) == 1 and groups.pop().endswith(f"/{unit}")
+    box.run("orpheusctl", "restart", AGENT)
+    eventually(lambda: box.property("ActiveState", unit) == "inactive", BACK_TIMEOUT_S, "the end of the unit")
+    assert ask(box, "unit").context == "lost"
 
 
 def test_a_stop_leaves_no_process(box: Box) -> None:

@@ -12,8 +12,9 @@ EXPOSURE_AT_MOST = 3.0
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
-def test_the_service_is_exposed_no_more_than_its_sandboxes_need() -> None:
+@pytest.mark.parametrize("unit", ["orpheusd.service", "orpheus-agents@.service"])
+def test_no_unit_is_exposed_more_than_sandboxes_need(unit: str) -> None:
     done = subprocess.run(
         ["systemd-analyze", "security", "--offline=yes", f"--threshold={EXPOSURE_AT_MOST * 10:.0f}", "--no-pager",
-         "systemd/orpheusd.service"], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+         f"systemd/{unit}"], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
