@@ -14,7 +14,7 @@ PREFIX ?= /usr/local
 UNITS ?= $(if $(filter /usr /usr/local,$(PREFIX)),$(PREFIX)/lib,/etc)
 HOME_DIR := $(PREFIX)/lib/orpheus
 PROGRAMS := orpheusd orpheusctl orpheus
-SYSTEMD_UNITS := orpheusd.service orpheusd.socket orpheus-agents@.service orpheus-agents.socket
+SYSTEMD_UNITS := orpheusd.service orpheusd.socket orpheus-agents@.service orpheus-agents.socket orpheus.slice
 
 .PHONY: help demo test check check-types check-unit check-property bench bench-walls fault fault-proof soak fuzz test-all venv install uninstall clean
 

@@ -193,7 +193,7 @@ class Daemon:
             Policy(config.start_timeout_s, config.grace_s, config.stop_timeout_s), secrets.token_hex(4),
             self._recorder, self._remembered, self._log_line, lambda who, text: log.warning("%s: %s", who, text),
             self._rolled_back, config.debug)  # fmt: skip
-        self._engine.processes.limits.use(*delegated())
+        self._engine.processes.limits.use(*delegated(self._isolation.units is not None))
         self._deployments = Deployments(store, self._engine, config, self._isolation, self._remembered)
         self._quotas = Quotas(store, self._deployments.deployed, self._engine)
         self._runs = Runs(self._engine, self._recorder, self._quotas)

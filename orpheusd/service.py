@@ -269,7 +269,12 @@ class Service:
 
     def _problems(self) -> list[str]:
         shortages = views.shortages(self._engine.supervisor, self._engine.now())
-        return [*self._recorder.problems(), *shortages, *self._quotas.problems()]
+        return [*self._walls_missing(), *self._recorder.problems(), *shortages, *self._quotas.problems()]
+
+    def _walls_missing(self) -> list[str]:
+        """Unless nobody wants any."""
+        missing = self._isolation.mode == "none" and self._config.isolation != "none"
+        return [f"agents run without walls: {self._isolation.reason}"] if missing else []
 
     async def _run_list(self, query: RunQuery) -> dict[str, Any]:
         return {"runs": await self._recorder.find(query)}

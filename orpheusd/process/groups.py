@@ -3,8 +3,8 @@
 They exist where the daemon's own group was given to it (`Delegate=` in the unit). The daemon is then in a group
 beside the workers', where systemd puts it (`DelegateSubgroup=`) or it moves itself, because a group that hands out
 controllers may hold no process of its own (cgroup-v2.rst, "No Internal Process Constraint"). A group that holds
-anybody else is left alone. A template that systemd has started in a unit of its own, and its workers, have theirs
-below the unit's, which was given to the daemon's user in the same way: nobody else may move them to another.
+anybody else is left alone. Where systemd starts templates in units of their own, each of these was given to the
+daemon's user in the same way, and has the groups of its workers beside one for the template.
 """
 
 import os
@@ -17,9 +17,11 @@ TASKS_LIMIT = 512
 #: Of processor time when it is short, beside 100 for all workers together: who keeps order comes first.
 DAEMON_WEIGHT = 1000
 
-_DAEMON, _WORKERS = "daemon", "workers"
+_DAEMON, _TEMPLATE, _WORKERS = "daemon", "template", "workers"
 #: Units with agents (systemd/orpheus-agents@.service).
 _UNITS = "orpheus-agents@*.service"
+#: Moving out of a unit's own group who is in there: one may fork meanwhile, and again.
+_ROUNDS = 10
 _NEEDED, _WANTED = "memory", ("pids", "cpu")
 
 
@@ -45,7 +47,7 @@ class Groups:
         """Put a process, and what it will start, under the limit. May be said again. Raises OSError."""
         unit = _unit_of(pid)
         if unit is not None:
-            _divide(unit)
+            _divide_unit(unit)
             self._elsewhere[worker_id] = unit / _WORKERS / worker_id
         group = self._group(worker_id)
         self._dying.discard(group)
@@ -84,12 +86,16 @@ class Groups:
                 self._dying.discard(group)
 
 
-def delegated() -> tuple[Groups | None, str]:
-    """Groups below the one that was given to this process, or None and the reason why there are none."""
+def delegated(units: bool) -> tuple[Groups | None, str]:
+    """Groups below what was given to this process, or None and the reason why there are none. `units`: templates are
+    in units of their own, and what is to be divided is theirs."""
     own = own_group()
     if own is None:
         return None, "cgroup v2 is not mounted here"
-    return prepare(own)
+    if not units:
+        return prepare(own)
+    lacks = _lacks_controller(own)
+    return (None, lacks) if lacks else (Groups(own / _WORKERS), "")
 
 
 def prepare(own: Path) -> tuple[Groups | None, str]:
@@ -119,13 +125,12 @@ def own_group() -> Path | None:
 def lacking(own: Path) -> str | None:
     """Why the group `own` cannot be divided among workers; None when it can. Changes nothing."""
     home = own.parent if own.name == _DAEMON else own
+    if lacks := _lacks_controller(home):
+        return lacks
     try:
-        controllers = (home / "cgroup.controllers").read_text().split()
         others = [pid for pid in (home / "cgroup.procs").read_text().split() if pid != str(os.getpid())]
     except OSError as error:
         return f"the control group {home} cannot be read: {error.strerror}"
-    if _NEEDED not in controllers:
-        return f"the control group {home} has no {_NEEDED} controller"
     if not os.access(home, os.W_OK) or not os.access(home / "cgroup.subtree_control", os.W_OK):
         return f"the control group {home} is not delegated to this user"
     if others:
@@ -134,6 +139,26 @@ def lacking(own: Path) -> str | None:
         # a divided group takes no process: systemd, which starts a service in its own group, could not restart us
         return f"{own.name} has no DelegateSubgroup={_DAEMON} (systemd 254), without which it could not restart"
     return None
+
+
+def _lacks_controller(home: Path) -> str:
+    try:
+        controllers = (home / "cgroup.controllers").read_text().split()
+    except OSError as error:
+        return f"the control group {home} cannot be read: {error.strerror}"
+    return "" if _NEEDED in controllers else f"the control group {home} has no {_NEEDED} controller"
+
+
+def _divide_unit(unit: Path) -> None:
+    """A unit that systemd has started, with a template in it, if it is not divided yet. Raises OSError."""
+    if (unit / _WORKERS).is_dir():
+        return
+    (unit / _TEMPLATE).mkdir(exist_ok=True)
+    for _ in range(_ROUNDS):
+        for pid in (unit / "cgroup.procs").read_text().split():
+            with suppress(ProcessLookupError):
+                _write(unit / _TEMPLATE / "cgroup.procs", pid)
+    _divide(unit)
 
 
 def _divide(home: Path) -> None:

@@ -5,6 +5,7 @@ It decides what is visible inside and turns that into arguments; it starts nothi
 `--args FD`, so that /proc/*/cmdline shows no path and no name.
 """
 
+import errno
 import importlib.util
 import os
 import shutil
@@ -181,8 +182,8 @@ def detect(wanted: str) -> Isolation:
     if problem is None:
         return found
     if wanted == "bwrap":
-        raise OrpheusError("invalid-request", f"isolation is set to bwrap, but {problem}; {_remedy(path)}")
-    return Isolation("none", f"{problem}; {_remedy(path)}", None, (NO_WALLS,))
+        raise OrpheusError("invalid-request", f"isolation is set to bwrap, but {problem}; {_remedy(path, problem)}")
+    return Isolation("none", f"{problem}; {_remedy(path, problem)}", None, (NO_WALLS,))
 
 
 def find_interpreter() -> Interpreter:
@@ -383,9 +384,11 @@ def _probe(isolation: Isolation) -> str | None:
     return f"bubblewrap does not work here ({said[-1] if said else f'exit status {done.returncode}'})"
 
 
-def _remedy(bwrap_path: str | None) -> str:
+def _remedy(bwrap_path: str | None, problem: str) -> str:
     if bwrap_path is None:
         return "install it (apt install bubblewrap)"
+    if os.strerror(errno.ENOSYS) in problem:
+        return "take away what answers openat2(2) with ENOSYS (RestrictSUIDSGID= of a unit does)"
     return (
         "allow unprivileged user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, "
         "kernel.apparmor_restrict_unprivileged_userns) and use bubblewrap 0.7 or newer")

@@ -101,9 +101,16 @@ def test_who_is_in_a_unit_for_agents_has_its_group_below_the_unit(
         monkeypatch.setattr(groups, "_mount", lambda: tmp_path)
         (tmp_path / name).parent.mkdir()
         unit = group(tmp_path / name)
-        group(unit / "workers")
-        ours = group(unit / "workers/w-1", memory_peak="777\n")
+        (unit / "cgroup.procs").write_text(f"{sleeper.pid}\n")
+        (unit / "template").mkdir()
+        (unit / "template/cgroup.procs").write_text("")
         made = Groups(tmp_path / "own")
+        with pytest.raises(FileNotFoundError):
+            made.begin("w-1", sleeper.pid, 1000)  # the kernel has its files there as soon as there is a directory
+        assert (unit / "template/cgroup.procs").read_text() == str(sleeper.pid), "who was born there is moved out"
+        for name in FILES:
+            (unit / "workers" / name).write_text("")
+        ours = group(unit / "workers/w-1", memory_peak="777\n")
         made.begin("w-1", sleeper.pid, 1000)
         assert (ours / "cgroup.procs").read_text() == str(sleeper.pid) and (ours / "memory.max").read_text() == "1000"
         assert (unit / "cgroup.subtree_control").read_text().startswith("+")
