@@ -4,6 +4,7 @@ from collections import Counter, OrderedDict
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
+from orpheusd.core.idle import Idle
 from orpheusd.core.lanes import Lane
 from orpheusd.core.lifecycle import move
 from orpheusd.core.restart import Backoff, Previous, Record, Slot
@@ -80,7 +81,7 @@ class Agent:
         self.workers: dict[str, Worker] = {}
         self.slots: list[Slot] = []
         self.vacant: list[Slot] = []
-        self.idle: OrderedDict[str, Worker] = OrderedDict()
+        self.idle = Idle()
         self.sessions = SessionMap()
         self.waiting: OrderedDict[str, Run] = OrderedDict()
         self.lanes: dict[str, Lane] = {}

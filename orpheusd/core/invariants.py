@@ -76,6 +76,8 @@ def _check_workers(agent: Agent, supervisor: Supervisor, seen: set[str]) -> None
             _hold(worker.deadline is not None, f"{id} is {worker.state.value} without a deadline")
     for id in agent.idle:
         _hold(id in agent.workers, f"{id} is idle and does not exist")
+    by_load = min((agent.workers[id] for id in agent.idle), key=lambda w: (w.sessions, len(w.runs)), default=None)
+    _hold(agent.idle.best() is by_load, f"{by_load and by_load.id} is the best idle worker and is not taken for it")
     started = sum(len(worker.runs) for worker in agent.workers.values())
     _hold(all(id in supervisor.runs for id in agent.owed), f"{agent.id} is owed runs that are not there")
     _hold(agent.started == started, f"{agent.id} counts {agent.started} started runs of {started}")

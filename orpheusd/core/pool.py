@@ -134,7 +134,7 @@ class Pool:
         worker.move(ProcessState.EXITED)
         del self.workers[worker.id]
         del agent.workers[worker.id]
-        agent.idle.pop(worker.id, None)
+        agent.idle.discard(worker)
         agent.worn.pop(worker.id, None)
         worker.template.workers -= 1
         self._deadlines.forget(worker)
@@ -297,7 +297,7 @@ class Pool:
             agent.worn.pop(worker.id, None)
             worker.slot.worker = None
             if worker.state is ProcessState.READY:
-                agent.idle.pop(worker.id, None)
+                agent.idle.discard(worker)
                 self._orders.stop(worker, now)
 
     def _replace_template(self, agent: Agent, template: Template, now: float) -> None:

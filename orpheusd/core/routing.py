@@ -79,7 +79,7 @@ class Router:
             lane = self._next_lane(agent, worker)
             if lane is None:
                 if not worker.outdated:
-                    agent.idle[worker.id] = worker
+                    agent.idle.add(worker)
                 return
             self._serve(agent, lane, worker, now)
 
@@ -114,7 +114,9 @@ class Router:
         if run.worker is not None:
             self._leave(agent, run, run.worker)
         if run.session is not None and run.entry is not None:
-            agent.sessions.take_back(run.session, run.entry)
+            home = agent.sessions.take_back(run.session, run.entry)
+            if home is not None:
+                agent.idle.lightened(home)
         run.move(RunState.QUEUED)
         run.worker, run.entry, run.context = None, None, None
         agent.waiting[run.id] = run
@@ -196,6 +198,8 @@ class Router:
         if agent.sessions.get(id) is None:
             return
         home = agent.sessions.end(id)
+        if home is not None:
+            agent.idle.lightened(home)
         self._emit(EndSession(home.id if home is not None else None, id, reason, agent.id))
 
     def _worker_now(self, agent: "Agent", run: Run, session: Session | None) -> Worker | None:
@@ -204,14 +208,8 @@ class Router:
             return None
         home = session.live_home if session is not None else None
         if home is None:
-            return self._best_idle(agent)
+            return agent.idle.best()
         return home if home.open else None
-
-    def _best_idle(self, agent: "Agent") -> Worker | None:
-        """The open worker with the fewest live sessions; of several, the one that has been idle longest."""
-        if not agent.idle:
-            return None
-        return min(agent.idle.values(), key=_load)
 
     def _next_lane(self, agent: "Agent", worker: Worker) -> Lane | None:
         own = next(iter(worker.lanes), None)
@@ -254,7 +252,7 @@ class Router:
                 self._pop_head(agent, lane)
                 self._refuse(agent, run, "context-not-warm", COLD, now)
                 continue
-            worker = self._best_idle(agent) if home is None else home
+            worker = agent.idle.best() if home is None else home
             if worker is None or not worker.open or worker.lanes or (agent.rotation and not worker.outdated):
                 self._stand(agent, lane, home, now)
                 return
@@ -279,7 +277,7 @@ class Router:
 
     def _roam(self, agent: "Agent", lane: Lane, now: float) -> None:
         """The head has waited for its home long enough: any worker may take it, its home still the first."""
-        worker = self._best_idle(agent)
+        worker = agent.idle.best()
         if worker is None:
             agent.rotation[lane] = None
         else:
@@ -301,7 +299,7 @@ class Router:
         agent.started += 1
         agent.outdated_runs += worker.outdated
         if len(worker.runs) >= worker.capacity:
-            agent.idle.pop(worker.id, None)
+            agent.idle.discard(worker)
         self._deadlines.arm(worker, run.deadline)
         turn = 0
         if run.session is not None:
@@ -314,6 +312,7 @@ class Router:
     def _leave(self, agent: "Agent", run: Run, worker: Worker) -> None:
         """The opposite of `_start`, as far as the worker is concerned."""
         del worker.runs[run.id]
+        agent.idle.lightened(worker)
         agent.started -= 1
         agent.owed.discard(run.id)
         agent.outdated_runs -= worker.outdated
@@ -388,10 +387,6 @@ def _blocked(agent: "Agent", run: Run, session: Session | None) -> bool:
     """Whether no worker may have the run, whoever is free."""
     overlaps = session is not None and session.running > 0 and run.overlap in EXCLUSIVE
     return overlaps or _unsettled(agent, run.session)
-
-
-def _load(worker: Worker) -> tuple[int, int]:
-    return worker.sessions, len(worker.runs)
 
 
 def _key(run: Run) -> str:
