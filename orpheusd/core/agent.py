@@ -84,6 +84,7 @@ class Agent:
         self.idle = Idle()
         self.sessions = SessionMap()
         self.waiting: OrderedDict[str, Run] = OrderedDict()
+        self.waiting_bytes = 0
         self.lanes: dict[str, Lane] = {}
         self.rotation: OrderedDict[Lane, None] = OrderedDict()
         self.started = 0

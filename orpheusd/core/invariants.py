@@ -25,6 +25,8 @@ def check(supervisor: Supervisor) -> None:
         _check_workers(agent, supervisor, seen)
         _check_sessions(agent)
         _check_pool(agent)
+    held = sum(agent.waiting_bytes for agent in supervisor.agents.values())
+    _hold(supervisor.router.queues.held_bytes == held, "the inputs that wait are not those of the agents")
     _hold(seen == set(supervisor.runs), f"runs known {sorted(supervisor.runs)} are not the runs held {sorted(seen)}")
     timed = supervisor.deadlines.next() is not None
     _hold(timed or not _anything_waits(supervisor), "something waits without a deadline")
@@ -52,6 +54,8 @@ def _check_queue(agent: Agent, seen: set[str]) -> None:
         if at_home and lane.home is not None:
             _hold(not lane.home.open, f"lane {key} waits for {lane.home.id}, which is open")
     _hold(sorted(in_lanes) == sorted(agent.waiting), "the waiting runs are not those in the lanes")
+    held = sum(run.input_bytes for run in agent.waiting.values())
+    _hold(agent.waiting_bytes == held, f"{agent.id} counts {agent.waiting_bytes} bytes of {held} that wait")
     for run in agent.waiting.values():
         _hold(run.state is RunState.QUEUED and run.worker is None, f"{run.id} waits and is {run.state.value}")
         _hold(run.id not in seen, f"{run.id} is held twice")

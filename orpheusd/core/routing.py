@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from orpheusd.core.deadlines import Deadlines
 from orpheusd.core.effects import CancelRun, Dispatch, Effect, EndSession, Resolve
 from orpheusd.core.lanes import Lane
+from orpheusd.core.queues import Queues
 from orpheusd.core.run import Run, RunState
 from orpheusd.core.sessions import BATCH, Session
 from orpheusd.core.worker import Worker
@@ -38,10 +39,13 @@ class Router:
     holds every run that is not over, by id.
     """
 
-    def __init__(self, emit: Callable[[Effect], None], deadlines: Deadlines, grace_s: float) -> None:
+    def __init__(
+        self, emit: Callable[[Effect], None], deadlines: Deadlines, grace_s: float, waiting_bytes: int
+    ) -> None:
         self._emit = emit
         self._deadlines = deadlines
         self._grace_s = grace_s
+        self.queues = Queues(waiting_bytes)
         self._ticket = 0
         self._taken_back: list[Lane] = []
         self.runs: dict[str, Run] = {}
@@ -61,9 +65,9 @@ class Router:
             self._refuse(agent, run, "context-not-warm", COLD, now)
             return
         if interrupts:
-            others = len(agent.waiting) - (len(lane.runs) if lane is not None else 0)
-            if others >= agent.settings.queue_size and not run.readmitted:
-                self._refuse_overload(agent, run, now)
+            full = self.queues.refusal(agent, run, lane.runs if lane is not None else ())
+            if full:
+                self._refuse(agent, run, "overloaded", full, now)
                 return
             self._interrupt(agent, run, lane, now)
             lane = None
@@ -119,8 +123,7 @@ class Router:
                 agent.idle.lightened(home)
         run.move(RunState.QUEUED)
         run.worker, run.entry, run.context = None, None, None
-        agent.waiting[run.id] = run
-        agent.waiting.move_to_end(run.id, last=False)
+        self.queues.add_first(agent, run)
         self._deadlines.arm(agent, run.queue_deadline)
         lane = agent.lanes.get(_key(run))
         if lane is None:
@@ -153,7 +156,7 @@ class Router:
         lane = agent.lanes[_key(run)]
         was_head = lane.runs[0] is run
         lane.runs.remove(run)
-        del agent.waiting[run.id]
+        self.queues.remove(agent, run)
         if was_head:
             self._unplace(agent, lane)
         self.resolve(agent, run, state, code, message, now)
@@ -220,14 +223,15 @@ class Router:
 
     def _wait(self, agent: "Agent", run: Run, lane: Lane | None, now: float) -> None:
         settings = agent.settings
-        if len(agent.waiting) >= settings.queue_size and not run.readmitted:
-            self._refuse_overload(agent, run, now)
+        full = self.queues.refusal(agent, run)
+        if full:
+            self._refuse(agent, run, "overloaded", full, now)
             return
         if lane is not None and len(lane.runs) >= settings.session_queue_size and not run.readmitted:
             self._refuse(agent, run, "session-queue-full", f"{settings.session_queue_size} runs of this session are "
                          "waiting already; try again later", now)
             return
-        agent.waiting[run.id] = run
+        self.queues.add(agent, run)
         self._deadlines.arm(agent, run.queue_deadline)
         if lane is not None:
             lane.runs.append(run)
@@ -350,13 +354,9 @@ class Router:
     def _refuse(self, agent: "Agent", run: Run, code: str, message: str, now: float) -> None:
         self.resolve(agent, run, RunState.REJECTED, code, message, now)
 
-    def _refuse_overload(self, agent: "Agent", run: Run, now: float) -> None:
-        self._refuse(agent, run, "overloaded",
-                     f"{agent.settings.queue_size} runs of {agent.id} are waiting already; try again later", now)
-
     def _pop_head(self, agent: "Agent", lane: Lane) -> Run:
         run = lane.runs.popleft()
-        del agent.waiting[run.id]
+        self.queues.remove(agent, run)
         return run
 
     def _unplace(self, agent: "Agent", lane: Lane) -> None:
