@@ -316,7 +316,8 @@ class Router:
     def _leave(self, agent: "Agent", run: Run, worker: Worker) -> None:
         """The opposite of `_start`, as far as the worker is concerned."""
         del worker.runs[run.id]
-        agent.idle.lightened(worker)
+        if worker.capacity > 1:  # else it was not idle
+            agent.idle.lightened(worker)
         agent.started -= 1
         agent.owed.discard(run.id)
         agent.outdated_runs -= worker.outdated
