@@ -1,7 +1,9 @@
 """What a session costs: the time to dispatch a run, and memory, with 1, 1 000, 10 000 and 1 000 000 sessions.
+And what an idle worker costs: the time to dispatch a run that any of them may have, with 10 and 1 000.
 
-The supervisor alone, in a process of its own for each number of sessions, measured in turn. `python -m bench.core N`
-is such a process: it makes N sessions, says how many bytes each took, and times a batch for each line it reads.
+The supervisor alone, in a process of its own for each number, measured in turn. That is what `python -m bench.core
+SESSIONS WORKERS` is: it makes the sessions, says how many bytes each took, and times a batch for each line it reads.
+Without sessions its runs have none.
 """
 
 import random
@@ -23,6 +25,7 @@ from orpheusd.core.supervisor import Supervisor
 
 SESSIONS = (1, 1_000, 10_000, 1_000_000)
 WORKERS = 2
+FEW_IDLE, MANY_IDLE = 10, 1_000
 BATCH = 2000
 #: What the ratios are to: some sessions, as any agent has. A million are out of every cache.
 BASELINE = 1_000
@@ -32,15 +35,12 @@ MOST_BYTES = 400
 
 def rows(quick: bool) -> Iterator[Row]:
     sizes, rounds = (SESSIONS[:3], 5) if quick else (SESSIONS, 25)
-    with ExitStack() as stack:
-        processes = {size: stack.enter_context(_process(size)) for size in sizes}
-        bytes_each = {size: float(_line(process)) for size, process in processes.items()}
-        taken: dict[int, list[float]] = {size: [] for size in sizes}
-        for _ in range(rounds):
-            for size, process in processes.items():
-                assert process.stdin is not None
-                print(file=process.stdin, flush=True)
-                taken[size].append(float(_line(process)))
+    yield from _session_rows(sizes, rounds)
+    yield from _worker_rows(rounds)
+
+
+def _session_rows(sizes: tuple[int, ...], rounds: int) -> Iterator[Row]:
+    bytes_each, taken = _measured({size: (size, WORKERS) for size in sizes}, rounds)
     baseline = statistics.median(taken[BASELINE])
     yield Row(f"core: a run requested, dispatched, ended, {BASELINE:,} sessions", microseconds(baseline))
     for size in sizes:
@@ -55,9 +55,34 @@ def rows(quick: bool) -> Iterator[Row]:
               budget=f"≤ {MOST_BYTES} bytes", verdict=verdict(bytes_each[largest] <= MOST_BYTES))
 
 
-def _process(sessions: int) -> "subprocess.Popen[str]":
-    return subprocess.Popen([sys.executable, "-m", "bench.core", str(sessions)], cwd=peers.ROOT, text=True,
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+def _worker_rows(rounds: int) -> Iterator[Row]:
+    _, taken = _measured({idle: (0, idle) for idle in (FEW_IDLE, MANY_IDLE)}, rounds)
+    few, many = (statistics.median(taken[idle]) for idle in (FEW_IDLE, MANY_IDLE))
+    ratio = statistics.median(each / base for each, base in zip(taken[MANY_IDLE], taken[FEW_IDLE], strict=True))
+    yield Row(f"core: a run without a session, {MANY_IDLE:,} idle workers", microseconds(many),
+              f"{FEW_IDLE} idle workers {microseconds(few)}", times(ratio), f"≤ {MOST_TIMES_BASELINE:g}x",
+              verdict(ratio <= MOST_TIMES_BASELINE))
+
+
+def _measured(
+    of: dict[int, tuple[int, int]], rounds: int
+) -> tuple[dict[int, float], dict[int, list[float]]]:
+    """The bytes a session took, and the seconds a run took in each round, with so many sessions and workers."""
+    with ExitStack() as stack:
+        processes = {key: stack.enter_context(_process(*numbers)) for key, numbers in of.items()}
+        bytes_each = {key: float(_line(process)) for key, process in processes.items()}
+        taken: dict[int, list[float]] = {key: [] for key in of}
+        for _ in range(rounds):
+            for key, process in processes.items():
+                assert process.stdin is not None
+                print(file=process.stdin, flush=True)
+                taken[key].append(float(_line(process)))
+    return bytes_each, taken
+
+
+def _process(sessions: int, workers: int) -> "subprocess.Popen[str]":
+    return subprocess.Popen([sys.executable, "-m", "bench.core", str(sessions), str(workers)], cwd=peers.ROOT,
+                            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 def _line(process: "subprocess.Popen[str]") -> str:
@@ -68,15 +93,15 @@ def _line(process: "subprocess.Popen[str]") -> str:
 class _Desk:
     """A supervisor with ready workers. Invariant: no run is under way between calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, workers: int) -> None:
         self._supervisor = Supervisor("bench", Policy(), lambda: 0.5)
         self._now = 0.0
         self._runs = 0
-        settings = Settings(min_workers=WORKERS, max_workers=WORKERS, session_max=2 * SESSIONS[-1])
+        settings = Settings(min_workers=workers, max_workers=workers, session_max=2 * SESSIONS[-1])
         self._feed(ev.AgentLoaded("echo", 1, settings))
 
-    def run(self, session: str) -> None:
-        """One run of a session, from the request to the answer."""
+    def run(self, session: str | None) -> None:
+        """One run, from the request to the answer."""
         self._runs += 1
         run = f"r-{self._runs:016x}"
         dispatch = self._feed(ev.RunRequested(run, "echo", session))
@@ -97,17 +122,17 @@ class _Desk:
         return dispatch
 
 
-def _serve(sessions: int) -> None:
-    desk = _Desk()
+def _serve(sessions: int, workers: int) -> None:
+    desk = _Desk(workers)
     for _ in range(BATCH):
-        desk.run("warm-up")
+        desk.run("warm-up" if sessions else None)
     before = _resident_bytes()
     for number in range(sessions):
         desk.run(f"user-{number:07}")
-    print((_resident_bytes() - before) / sessions, flush=True)
+    print((_resident_bytes() - before) / max(sessions, 1), flush=True)
     chosen = random.Random(1)
     for _ in sys.stdin:
-        names = [f"user-{chosen.randrange(sessions):07}" for _ in range(BATCH)]
+        names = [f"user-{chosen.randrange(sessions):07}" if sessions else None for _ in range(BATCH)]
         begun = time.perf_counter()
         for name in names:
             desk.run(name)
@@ -120,4 +145,4 @@ def _resident_bytes() -> int:
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]))
+    _serve(int(sys.argv[1]), int(sys.argv[2]))

@@ -117,6 +117,7 @@ def answer_run(call: Call, outcome: Outcome) -> None:
     facts = {"request_id": outcome.run_id, "duration_ms": outcome.duration_ms, "worker_id": outcome.worker_id,
              "session": session}  # fmt: skip
     if not outcome.code:
+        # the result is the last: the HTTP door reads what is before it
         call.answer({**facts, "result": orjson.Fragment(outcome.result)})
         return
     if outcome.retry_in_s:

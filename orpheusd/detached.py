@@ -106,4 +106,5 @@ def requested_again(left: RunDetail) -> RunRequested:
     options = orjson.loads(left.options or "{}")
     return RunRequested(
         left.run.run_id, left.run.agent, left.run.session_id, options.get("affinity"), options.get("overlap"),
-        options.get("require_warm", False), options.get("timeout_s"), readmitted=True)
+        options.get("require_warm", False), options.get("timeout_s"), readmitted=True,
+        input_bytes=left.run.input_bytes)

@@ -67,10 +67,10 @@ class Runs:
         if manner.detach and (manner.stream or manner.cancel_on_disconnect):
             raise OrpheusError("invalid-request", "who detaches from a run does not wait for it: `detach` excludes "
                                                   "`stream` and `cancel_on_disconnect`")
+        payload = _input_payload(input)
         event = ev.RunRequested(
             new_run_id(), params["agent"], session_id, params["affinity"], params["overlap"],
-            params["require"] == "warm", params["timeout_s"])
-        payload = _input_payload(input)
+            params["require"] == "warm", params["timeout_s"], input_bytes=len(payload))
         if params["idempotency_key"] is not None:
             key = Key(params["idempotency_key"], fingerprint(event, input))
             return self._run_once(call, event, payload, manner, key)

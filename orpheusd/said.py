@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import orjson
 
 from orpheusd.operations import RESULT_LIMIT_BYTES
@@ -10,6 +11,11 @@ from orpheusd.wire.worker import ENDED_STATES, Message
 
 #: What is kept of an error a worker tells: characters. A worker cuts by itself; a lying one is cut here.
 ERROR_LIMITS = {"type": TYPE_LIMIT, "message": MESSAGE_LIMIT, "traceback": TRACEBACK_LIMIT}
+#: What no error of an honest worker reaches, each of its characters written as an escape.
+ERROR_LIMIT_BYTES = 8 * sum(ERROR_LIMITS.values())
+
+#: Looks through JSON text and makes nothing of it.
+_skim = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 def believable(message: Message) -> Message:
@@ -30,16 +36,21 @@ def _failed(message: Message, code: str, text: str) -> Message:
 
 
 def is_json(payload: bytes) -> bool:
+    """Whether it is strict JSON in UTF-8. To make objects of it would take the loop up to a second: of a large result
+    there may be millions."""
     try:
-        orjson.loads(payload)
-    except orjson.JSONDecodeError:
+        _skim(payload)
+        return payload.isascii() or bool(payload.decode())
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
-    return True
 
 
 def read_error(payload: bytes) -> dict[str, Any]:
-    """The error a worker reported, reduced to the three texts it may have."""
-    error = orjson.loads(payload)
+    """The error a worker reported, reduced to the three texts it may have. Of what no worker reports, nothing."""
+    try:
+        error = orjson.loads(payload) if len(payload) <= ERROR_LIMIT_BYTES else None
+    except orjson.JSONDecodeError:
+        error = None
     if not isinstance(error, dict):
         return {}
     return {name: error[name][:limit] for name, limit in ERROR_LIMITS.items() if isinstance(error.get(name), str)}

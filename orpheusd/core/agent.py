@@ -4,6 +4,7 @@ from collections import Counter, OrderedDict
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
+from orpheusd.core.idle import Idle
 from orpheusd.core.lanes import Lane
 from orpheusd.core.lifecycle import move
 from orpheusd.core.restart import Backoff, Previous, Record, Slot
@@ -80,9 +81,10 @@ class Agent:
         self.workers: dict[str, Worker] = {}
         self.slots: list[Slot] = []
         self.vacant: list[Slot] = []
-        self.idle: OrderedDict[str, Worker] = OrderedDict()
+        self.idle = Idle()
         self.sessions = SessionMap()
         self.waiting: OrderedDict[str, Run] = OrderedDict()
+        self.waiting_bytes = 0
         self.lanes: dict[str, Lane] = {}
         self.rotation: OrderedDict[Lane, None] = OrderedDict()
         self.started = 0

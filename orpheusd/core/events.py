@@ -152,7 +152,8 @@ class WorkerExited(NamedTuple):
 class RunRequested(NamedTuple):
     """A caller wants the handler executed. None means: the agent's own setting.
 
-    `readmitted`: an earlier daemon accepted it, so that no limit of a queue refuses it now.
+    `readmitted`: an earlier daemon accepted it, so that no limit of a queue refuses it now. `input_bytes`: what its
+    input takes of the daemon's memory while it waits.
     """
 
     run: str
@@ -163,6 +164,7 @@ class RunRequested(NamedTuple):
     require_warm: bool = False
     timeout_s: float | None = None
     readmitted: bool = False
+    input_bytes: int = 0
 
 
 class RunEnded(NamedTuple):

@@ -25,6 +25,8 @@ def check(supervisor: Supervisor) -> None:
         _check_workers(agent, supervisor, seen)
         _check_sessions(agent)
         _check_pool(agent)
+    held = sum(agent.waiting_bytes for agent in supervisor.agents.values())
+    _hold(supervisor.router.queues.held_bytes == held, "the inputs that wait are not those of the agents")
     _hold(seen == set(supervisor.runs), f"runs known {sorted(supervisor.runs)} are not the runs held {sorted(seen)}")
     timed = supervisor.deadlines.next() is not None
     _hold(timed or not _anything_waits(supervisor), "something waits without a deadline")
@@ -52,6 +54,8 @@ def _check_queue(agent: Agent, seen: set[str]) -> None:
         if at_home and lane.home is not None:
             _hold(not lane.home.open, f"lane {key} waits for {lane.home.id}, which is open")
     _hold(sorted(in_lanes) == sorted(agent.waiting), "the waiting runs are not those in the lanes")
+    held = sum(run.input_bytes for run in agent.waiting.values())
+    _hold(agent.waiting_bytes == held, f"{agent.id} counts {agent.waiting_bytes} bytes of {held} that wait")
     for run in agent.waiting.values():
         _hold(run.state is RunState.QUEUED and run.worker is None, f"{run.id} waits and is {run.state.value}")
         _hold(run.id not in seen, f"{run.id} is held twice")
@@ -76,6 +80,8 @@ def _check_workers(agent: Agent, supervisor: Supervisor, seen: set[str]) -> None
             _hold(worker.deadline is not None, f"{id} is {worker.state.value} without a deadline")
     for id in agent.idle:
         _hold(id in agent.workers, f"{id} is idle and does not exist")
+    by_load = min((agent.workers[id] for id in agent.idle), key=lambda w: (w.sessions, len(w.runs)), default=None)
+    _hold(agent.idle.best() is by_load, f"{by_load and by_load.id} is the best idle worker and is not taken for it")
     started = sum(len(worker.runs) for worker in agent.workers.values())
     _hold(all(id in supervisor.runs for id in agent.owed), f"{agent.id} is owed runs that are not there")
     _hold(agent.started == started, f"{agent.id} counts {agent.started} started runs of {started}")

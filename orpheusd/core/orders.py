@@ -91,7 +91,7 @@ class Orders:
         """Have it die, but tell where it is stuck. Its place is free at once: it may never go."""
         self.leave_slot(agent, worker)
         self.never_heard(agent, worker, now)
-        agent.idle.pop(worker.id, None)
+        agent.idle.discard(worker)
         worker.move(ProcessState.KILLING)
         self._emit(AbortWorker(worker.id, why))
         worker.deadline = now + ABORT_S
@@ -100,7 +100,7 @@ class Orders:
     def kill(self, agent: Agent, worker: Worker, why: str, now: float) -> None:
         """Have it die. May be said again."""
         self.never_heard(agent, worker, now)
-        agent.idle.pop(worker.id, None)
+        agent.idle.discard(worker)
         if worker.state is not ProcessState.KILLING:
             worker.move(ProcessState.KILLING)
         worker.killed = True
@@ -111,7 +111,7 @@ class Orders:
     def retire(self, agent: Agent, worker: Worker, drain_s: float | None, now: float) -> None:
         """Let a worker go: at once when it is idle, else when its runs are over or `drain_s` has passed."""
         self.leave_slot(agent, worker)
-        agent.idle.pop(worker.id, None)
+        agent.idle.discard(worker)
         if worker.state is ProcessState.STARTING:
             self.kill(agent, worker, "it is not wanted any more", now)
         elif worker.state is ProcessState.READY and worker.runs:

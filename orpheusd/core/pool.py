@@ -12,6 +12,7 @@ from orpheusd.core.deadlines import Deadlines
 from orpheusd.core.deaths import mourn, resolve_lost
 from orpheusd.core.effects import AgentRemoved, Effect, Recycled
 from orpheusd.core.orders import Orders
+from orpheusd.core.queues import MIB
 from orpheusd.core.restart import Slot
 from orpheusd.core.routing import Router
 from orpheusd.core.run import RunState
@@ -28,11 +29,12 @@ MEMORY_RETRY_S = 1.0
 
 
 class Policy(NamedTuple):
-    """The daemon's own limits, the same for every agent. Seconds."""
+    """The daemon's own limits, the same for every agent. Seconds; and what the inputs of all waiting runs may take."""
 
     start_timeout_s: float = 30.0
     grace_s: float = 2.0
     drain_s: float = 10.0
+    waiting_bytes: int = 256 * MIB
 
 
 class Pool:
@@ -134,7 +136,7 @@ class Pool:
         worker.move(ProcessState.EXITED)
         del self.workers[worker.id]
         del agent.workers[worker.id]
-        agent.idle.pop(worker.id, None)
+        agent.idle.discard(worker)
         agent.worn.pop(worker.id, None)
         worker.template.workers -= 1
         self._deadlines.forget(worker)
@@ -297,7 +299,7 @@ class Pool:
             agent.worn.pop(worker.id, None)
             worker.slot.worker = None
             if worker.state is ProcessState.READY:
-                agent.idle.pop(worker.id, None)
+                agent.idle.discard(worker)
                 self._orders.stop(worker, now)
 
     def _replace_template(self, agent: Agent, template: Template, now: float) -> None:

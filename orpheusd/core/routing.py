@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from orpheusd.core.deadlines import Deadlines
 from orpheusd.core.effects import CancelRun, Dispatch, Effect, EndSession, Resolve
 from orpheusd.core.lanes import Lane
+from orpheusd.core.queues import Queues
 from orpheusd.core.run import Run, RunState
 from orpheusd.core.sessions import BATCH, Session
 from orpheusd.core.worker import Worker
@@ -38,10 +39,13 @@ class Router:
     holds every run that is not over, by id.
     """
 
-    def __init__(self, emit: Callable[[Effect], None], deadlines: Deadlines, grace_s: float) -> None:
+    def __init__(
+        self, emit: Callable[[Effect], None], deadlines: Deadlines, grace_s: float, waiting_bytes: int
+    ) -> None:
         self._emit = emit
         self._deadlines = deadlines
         self._grace_s = grace_s
+        self.queues = Queues(waiting_bytes)
         self._ticket = 0
         self._taken_back: list[Lane] = []
         self.runs: dict[str, Run] = {}
@@ -61,9 +65,9 @@ class Router:
             self._refuse(agent, run, "context-not-warm", COLD, now)
             return
         if interrupts:
-            others = len(agent.waiting) - (len(lane.runs) if lane is not None else 0)
-            if others >= agent.settings.queue_size and not run.readmitted:
-                self._refuse_overload(agent, run, now)
+            full = self.queues.refusal(agent, run, lane.runs if lane is not None else ())
+            if full:
+                self._refuse(agent, run, "overloaded", full, now)
                 return
             self._interrupt(agent, run, lane, now)
             lane = None
@@ -79,7 +83,7 @@ class Router:
             lane = self._next_lane(agent, worker)
             if lane is None:
                 if not worker.outdated:
-                    agent.idle[worker.id] = worker
+                    agent.idle.add(worker)
                 return
             self._serve(agent, lane, worker, now)
 
@@ -114,11 +118,12 @@ class Router:
         if run.worker is not None:
             self._leave(agent, run, run.worker)
         if run.session is not None and run.entry is not None:
-            agent.sessions.take_back(run.session, run.entry)
+            home = agent.sessions.take_back(run.session, run.entry)
+            if home is not None:
+                agent.idle.lightened(home)
         run.move(RunState.QUEUED)
         run.worker, run.entry, run.context = None, None, None
-        agent.waiting[run.id] = run
-        agent.waiting.move_to_end(run.id, last=False)
+        self.queues.add_first(agent, run)
         self._deadlines.arm(agent, run.queue_deadline)
         lane = agent.lanes.get(_key(run))
         if lane is None:
@@ -151,7 +156,7 @@ class Router:
         lane = agent.lanes[_key(run)]
         was_head = lane.runs[0] is run
         lane.runs.remove(run)
-        del agent.waiting[run.id]
+        self.queues.remove(agent, run)
         if was_head:
             self._unplace(agent, lane)
         self.resolve(agent, run, state, code, message, now)
@@ -196,6 +201,8 @@ class Router:
         if agent.sessions.get(id) is None:
             return
         home = agent.sessions.end(id)
+        if home is not None:
+            agent.idle.lightened(home)
         self._emit(EndSession(home.id if home is not None else None, id, reason, agent.id))
 
     def _worker_now(self, agent: "Agent", run: Run, session: Session | None) -> Worker | None:
@@ -204,14 +211,8 @@ class Router:
             return None
         home = session.live_home if session is not None else None
         if home is None:
-            return self._best_idle(agent)
+            return agent.idle.best()
         return home if home.open else None
-
-    def _best_idle(self, agent: "Agent") -> Worker | None:
-        """The open worker with the fewest live sessions; of several, the one that has been idle longest."""
-        if not agent.idle:
-            return None
-        return min(agent.idle.values(), key=_load)
 
     def _next_lane(self, agent: "Agent", worker: Worker) -> Lane | None:
         own = next(iter(worker.lanes), None)
@@ -222,14 +223,15 @@ class Router:
 
     def _wait(self, agent: "Agent", run: Run, lane: Lane | None, now: float) -> None:
         settings = agent.settings
-        if len(agent.waiting) >= settings.queue_size and not run.readmitted:
-            self._refuse_overload(agent, run, now)
+        full = self.queues.refusal(agent, run)
+        if full:
+            self._refuse(agent, run, "overloaded", full, now)
             return
         if lane is not None and len(lane.runs) >= settings.session_queue_size and not run.readmitted:
             self._refuse(agent, run, "session-queue-full", f"{settings.session_queue_size} runs of this session are "
                          "waiting already; try again later", now)
             return
-        agent.waiting[run.id] = run
+        self.queues.add(agent, run)
         self._deadlines.arm(agent, run.queue_deadline)
         if lane is not None:
             lane.runs.append(run)
@@ -254,7 +256,7 @@ class Router:
                 self._pop_head(agent, lane)
                 self._refuse(agent, run, "context-not-warm", COLD, now)
                 continue
-            worker = self._best_idle(agent) if home is None else home
+            worker = agent.idle.best() if home is None else home
             if worker is None or not worker.open or worker.lanes or (agent.rotation and not worker.outdated):
                 self._stand(agent, lane, home, now)
                 return
@@ -279,7 +281,7 @@ class Router:
 
     def _roam(self, agent: "Agent", lane: Lane, now: float) -> None:
         """The head has waited for its home long enough: any worker may take it, its home still the first."""
-        worker = self._best_idle(agent)
+        worker = agent.idle.best()
         if worker is None:
             agent.rotation[lane] = None
         else:
@@ -301,7 +303,7 @@ class Router:
         agent.started += 1
         agent.outdated_runs += worker.outdated
         if len(worker.runs) >= worker.capacity:
-            agent.idle.pop(worker.id, None)
+            agent.idle.discard(worker)
         self._deadlines.arm(worker, run.deadline)
         turn = 0
         if run.session is not None:
@@ -314,6 +316,8 @@ class Router:
     def _leave(self, agent: "Agent", run: Run, worker: Worker) -> None:
         """The opposite of `_start`, as far as the worker is concerned."""
         del worker.runs[run.id]
+        if worker.capacity > 1:  # else it was not idle
+            agent.idle.lightened(worker)
         agent.started -= 1
         agent.owed.discard(run.id)
         agent.outdated_runs -= worker.outdated
@@ -351,13 +355,9 @@ class Router:
     def _refuse(self, agent: "Agent", run: Run, code: str, message: str, now: float) -> None:
         self.resolve(agent, run, RunState.REJECTED, code, message, now)
 
-    def _refuse_overload(self, agent: "Agent", run: Run, now: float) -> None:
-        self._refuse(agent, run, "overloaded",
-                     f"{agent.settings.queue_size} runs of {agent.id} are waiting already; try again later", now)
-
     def _pop_head(self, agent: "Agent", lane: Lane) -> Run:
         run = lane.runs.popleft()
-        del agent.waiting[run.id]
+        self.queues.remove(agent, run)
         return run
 
     def _unplace(self, agent: "Agent", lane: Lane) -> None:
@@ -388,10 +388,6 @@ def _blocked(agent: "Agent", run: Run, session: Session | None) -> bool:
     """Whether no worker may have the run, whoever is free."""
     overlaps = session is not None and session.running > 0 and run.overlap in EXCLUSIVE
     return overlaps or _unsettled(agent, run.session)
-
-
-def _load(worker: Worker) -> tuple[int, int]:
-    return worker.sessions, len(worker.runs)
 
 
 def _key(run: Run) -> str:

@@ -52,14 +52,15 @@ class Run:
     """
 
     __slots__ = (
-        "affinity", "agent", "context", "deadline", "entry", "id", "idle", "kill_at", "overlap", "queue_deadline",
-        "queued_at", "readmitted",
+        "affinity", "agent", "context", "deadline", "entry", "id", "idle", "input_bytes", "kill_at", "overlap",
+        "queue_deadline", "queued_at", "readmitted",
         "require_warm", "session", "started_at", "state", "stopping", "timeout_s", "worker",
     )  # fmt: skip
 
     def __init__(
         self, id: str, agent: str, session: str | None, affinity: str, overlap: str, require_warm: bool,
         timeout_s: float, queue_timeout_s: float, now: float, readmitted: bool = False,
+        input_bytes: int = 0,
     ) -> None:  # fmt: skip
         self.id = id
         self.agent = agent
@@ -69,6 +70,7 @@ class Run:
         self.require_warm = require_warm
         self.timeout_s = timeout_s
         self.readmitted = readmitted
+        self.input_bytes = input_bytes
         self.queued_at = now
         self.queue_deadline = now + queue_timeout_s
         self.state = RunState.QUEUED

@@ -103,11 +103,12 @@ class SessionMap:
             home.saved += 1
         session.saved = True
 
-    def take_back(self, id: str, session: Session) -> None:
-        """A run that `start` was told of has provably not started."""
+    def take_back(self, id: str, session: Session) -> Worker | None:
+        """A run that `start` was told of has provably not started. Returns what `end` does, if the session ends."""
         session.running -= 1
         if not session.turns and not session.running and self._by_id.get(id) is session:
-            self.end(id)
+            return self.end(id)
+        return None
 
     def touch(self, id: str, now: float) -> None:
         """Runs of the session have waited until now, and so it was in use."""

@@ -44,7 +44,7 @@ class Supervisor:
         self.deadlines = Deadlines()
         self._effects: list[Effect] = []
         self._story: deque[tuple[float, ev.Event]] = deque(maxlen=STORY_LENGTH)
-        self.router = Router(self._emit, self.deadlines, policy.grace_s)
+        self.router = Router(self._emit, self.deadlines, policy.grace_s, policy.waiting_bytes)
         self.runs = self.router.runs
         self.pool = Pool(self._emit, self.deadlines, self.router, policy, boot_id, uniform, free_mb)
         pool = self.pool
@@ -127,7 +127,7 @@ class Supervisor:
             event.overlap or (settings.overlap if settings else ""),
             event.require_warm,
             event.timeout_s or (settings.timeout_s if settings else 0.0),
-            settings.queue_timeout_s if settings else 0.0, now, event.readmitted)  # fmt: skip
+            settings.queue_timeout_s if settings else 0.0, now, event.readmitted, event.input_bytes)  # fmt: skip
         if agent is None or agent.current is None or agent.state is not AgentState.ACTIVE or self.stopping:
             self._refuse_run(agent, run, now)
             return None

@@ -100,7 +100,7 @@ class Versions:
             worker.outdated_at = now
             agent.outdated_runs += len(worker.runs)
             self._orders.leave_slot(agent, worker)
-            agent.idle.pop(worker.id, None)
+            agent.idle.discard(worker)
 
     def let_go(self, agent: Agent, now: float) -> None:
         """Outdated workers leave, but for those that stay for their sessions: as many as the pool may have, so that

@@ -32,7 +32,7 @@ def never(_peer: "Peer", _id: Any, _params: dict[str, Any]) -> None:
 
 
 def run_result(**changes: Any) -> dict[str, Any]:
-    return {"request_id": "r-1", "result": None, "duration_ms": 1.5, "worker_id": "w-1-1", "session": None, **changes}
+    return {"request_id": "r-1", "duration_ms": 1.5, "worker_id": "w-1-1", "session": None, "result": None, **changes}
 
 
 def echo(peer: "Peer", id: Any, params: dict[str, Any]) -> None:

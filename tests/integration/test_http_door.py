@@ -78,8 +78,9 @@ def test_a_run_without_a_session_has_no_context(http: httpx.Client) -> None:
 
 
 def test_a_result_passes_byte_for_byte(door: DoorProcess, http: httpx.Client) -> None:
-    """Numbers beyond 64 bits, and digits that another encoder would write otherwise."""
-    result = '{"request_id":"r-1","result":[1180591620717411303424,1.0,1e5,"\\u00e9"],"worker_id":"w","session":null}'
+    """Numbers beyond 64 bits, digits that another encoder would write otherwise, what no decoder here would take."""
+    result = '{"request_id":"r-1","worker_id":"w","session":null,"result":[1180591620717411303424,1.0,1e5,"\\u00e9",'
+    result += "[" * 2000 + "]" * 2000 + "]}"
 
     def script(peer: Peer, id: Any, params: dict[str, Any]) -> None:
         peer.send_line(b'{"jsonrpc":"2.0","id":%d,"result":%b}' % (id, result.encode()))
@@ -332,7 +333,7 @@ def test_a_client_that_only_stops_sending_gets_its_answer(door: DoorProcess) -> 
 
 
 def test_a_fault_of_the_door_is_internal_and_only_the_log_knows_more(door: DoorProcess, http: httpx.Client) -> None:
-    door.peer.on("run", {"no": "worker_id"})
+    door.peer.on("run", {"no": "worker_id", "result": 1})
     answer = http.post(RUN, json={"input": 1})
     assert (answer.status_code, answer.json()["code"]) == (500, "internal")
     assert "KeyError" not in answer.text

@@ -79,6 +79,14 @@ class Account:
         until = self.impatient_at(agent, run, latest=True)
         return run.roams and until <= self.ticked and until - max(agent.patiences) < self.ticked
 
+    def too_full(self, agent: AgentRecord, run: RunRecord) -> bool:
+        """Whether as many others wait as may, or more of their inputs than leaves room for that of the run: those of
+        its own agent count twice, for it may have as much as is left for all."""
+        held = sum(other.input_bytes for each in (agent, *self.agents.values()) for other in each.waiting.values()
+                   if other is not run)
+        others = len(agent.waiting) - (run.id in agent.waiting)
+        return others >= agent.settings.queue_size or held + run.input_bytes > self.policy.waiting_bytes
+
     def processes_of(self, agent: AgentRecord) -> list[str]:
         processes: list[WorkerRecord | TemplateRecord] = [*self.workers.values(), *self.templates.values()]
         return [process.id for process in processes if process.agent == agent.id]
@@ -238,7 +246,7 @@ class Account:
         run = self.runs[event.run] = RunRecord(
             event.run, event.agent, event.session, (event.affinity or settings.affinity) == "strict",
             event.overlap or settings.overlap, event.require_warm, event.timeout_s or settings.timeout_s,
-            self.now, self.now + settings.queue_timeout_s)
+            self.now, self.now + settings.queue_timeout_s, input_bytes=event.input_bytes)
         if agent is not None:
             agent.waiting[run.id] = run
         return True

@@ -64,7 +64,7 @@ def _check_size(witness: Witness, agent: AgentRecord) -> None:
     if witness.known and isinstance(witness.event, ev.RunRequested) and witness.event.run in agent.waiting:
         run = agent.waiting[witness.event.run]
         mates = [other for other in agent.waiting.values() if other.lane == run.lane]
-        hold(len(agent.waiting) <= agent.settings.queue_size, f"{len(agent.waiting)} runs wait")
+        hold(not witness.too_full(agent, run), f"{run.id} waits, and the queue was full")
         hold(len(mates) <= max(agent.settings.session_queue_size, 1), f"{len(mates)} runs of {run.lane} wait")
 
 

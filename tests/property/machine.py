@@ -8,6 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from orpheusd.core import events as ev
 from orpheusd.core.agent import Settings
+from orpheusd.core.pool import Policy
 from tests.property.disk import LAG
 from tests.property.processes import FakeTemplate, FakeWorker
 from tests.property.world import CODE_OF, World
@@ -36,6 +37,10 @@ KINDS: tuple[tuple[str | None, str | None, bool], ...] = (
     ("strict", "queue", False), (None, "interrupt", False), (None, "reject", False), ("soft", "allow", True),
 )
 
+#: Of one agent alone a large one may wait, and not two.
+INPUTS = st.sampled_from((0, 0, 0, 40, 90))
+WAITING_BYTES = 200
+
 NUMBERS = st.integers(0, 30)
 agents = st.sampled_from(AGENTS)
 variants = st.sampled_from(VARIANTS)
@@ -50,7 +55,7 @@ class Life(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World()
+        self.world = World(Policy(waiting_bytes=WAITING_BYTES))
         self.versions = 1
 
     @property
@@ -81,17 +86,18 @@ class Life(RuleBasedStateMachine):
 
     @rule(agent=agents, session=st.sampled_from(SESSIONS), affinity=st.sampled_from((None, "soft", "strict")),
           overlap=st.sampled_from((None, "allow", "queue", "reject", "interrupt")), warm=st.booleans(),
-          timeout_s=st.sampled_from((None, None, 1.0, 60.0)))  # fmt: skip
+          timeout_s=st.sampled_from((None, None, 1.0, 60.0)), input_bytes=INPUTS)  # fmt: skip
     def request(
         self, agent: str, session: str | None, affinity: str | None, overlap: str | None, warm: bool,
-        timeout_s: float | None,
+        timeout_s: float | None, input_bytes: int,
     ) -> None:  # fmt: skip
-        self.world.request(agent, session, affinity, overlap, warm, timeout_s)
+        self.world.request(agent, session, affinity, overlap, warm, timeout_s, input_bytes)
 
-    @rule(session=st.sampled_from(SESSIONS), overlap=st.sampled_from((None, "queue")), times=st.integers(2, 6))
-    def flood(self, session: str | None, overlap: str | None, times: int) -> None:
+    @rule(session=st.sampled_from(SESSIONS), overlap=st.sampled_from((None, "queue")), times=st.integers(2, 6),
+          input_bytes=INPUTS)  # fmt: skip
+    def flood(self, session: str | None, overlap: str | None, times: int, input_bytes: int) -> None:
         for _ in range(times):
-            self.world.request("a", session, overlap=overlap)
+            self.world.request("a", session, overlap=overlap, input_bytes=input_bytes)
 
     @rule(agent=agents, session=st.sampled_from(SESSIONS[1:3]),
           kinds=st.lists(st.sampled_from(KINDS), min_size=2, max_size=5))  # fmt: skip

@@ -92,6 +92,7 @@ class RunRecord:
     reported: tuple[str, str] | None = None
     standing: tuple[str | None, bool] | None = None
     overtaken_by: Counter[str] = field(default_factory=Counter)
+    input_bytes: int = 0
 
     @property
     def lane(self) -> str:

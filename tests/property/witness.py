@@ -362,7 +362,7 @@ class Witness(Adopted):
             ("rejected", "session-busy"):
                 (asked_now or settled) and run.overlap == "reject" and bool(mates or (session and session.running)),
             ("rejected", "overloaded"):
-                asked_now and agent is not None and len(others) >= agent.settings.queue_size,
+                asked_now and agent is not None and self.too_full(agent, run),
             ("rejected", "session-queue-full"):
                 asked_now and agent is not None and len(mates) >= agent.settings.session_queue_size,
             ("rejected", "context-not-warm"):

@@ -112,11 +112,11 @@ class World:
 
     def request(
         self, agent: str, session: str | None = None, affinity: str | None = None, overlap: str | None = None,
-        warm: bool = False, timeout_s: float | None = None,
+        warm: bool = False, timeout_s: float | None = None, input_bytes: int = 0,
     ) -> str:  # fmt: skip
         """A caller asks for a run. Returns its id."""
         run = self._name("r")
-        self.tell(ev.RunRequested(run, agent, session, affinity, overlap, warm, timeout_s))
+        self.tell(ev.RunRequested(run, agent, session, affinity, overlap, warm, timeout_s, False, input_bytes))
         return run
 
     def _name(self, prefix: str) -> str:

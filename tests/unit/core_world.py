@@ -74,11 +74,11 @@ class CoreWorld:
 
     def request(
         self, session: str | None = None, agent: str = "a", affinity: str | None = None, overlap: str | None = None,
-        warm: bool = False, timeout_s: float | None = None,
+        warm: bool = False, timeout_s: float | None = None, input_bytes: int = 0,
     ) -> str:  # fmt: skip
         """A caller asks for a run. Returns its id."""
         run = self.name("r")
-        self.tell(ev.RunRequested(run, agent, session, affinity, overlap, warm, timeout_s))
+        self.tell(ev.RunRequested(run, agent, session, affinity, overlap, warm, timeout_s, False, input_bytes))
         return run
 
     def end(self, run: str, state: str = "completed", restored: bool = False, saved: bool = False) -> None:

@@ -220,6 +220,34 @@ def test_patience_with_a_home_begins_when_it_is_known() -> None:
     assert (world.worker_of(waiting), world.context_of(waiting)) == ("w2", "spilled")
 
 
+@pytest.mark.parametrize("order", [("w1", "w2"), ("w2", "w1")])
+def test_sessions_that_share_a_home_lose_no_patience_while_it_is_not_known(order: tuple[str, str]) -> None:
+    world = adopted("w1", "w2", patience_s=0.1, max_workers=2)
+    runs = [world.request("s"), world.request("t")]
+    for worker in order:
+        world.wait(2.0)
+        hear(world, worker, *(ev.Seen(session, 1, 0.0) for session in ("s", "t") if worker == "w1"))
+    world.wait(0.099)
+    world.end(runs[0])
+    assert [world.context_of(run) for run in runs] == ["warm", "warm"]
+
+
+def test_sessions_whose_home_is_heard_late_have_patience_from_then() -> None:
+    world = CoreWorld()
+    seen = (ev.Seen("s", 1, 5.0, "w1"), ev.Seen("t", 1, 5.0, "w1"))
+    load(world, sessions=seen, runs=(unfinished("r", "w1"),), max_workers=2)
+    world.tell(ev.TemplateAdopted(T, ("w1", "w2")))
+    hear(world, "w2")
+    busy, runs = world.request(), [world.request("s"), world.request("t")]
+    world.wait(ADOPT_S + 1.0)
+    assert world.worker_of(busy) == "w2" and all(world.waits(run) for run in runs)
+    hear(world, "w1", *seen)
+    world.end(busy)
+    world.wait(0.099)
+    world.end(runs[0])
+    assert [world.context_of(run) for run in runs] == ["warm", "warm"]
+
+
 @pytest.mark.parametrize("log_knows", [True, False])
 def test_an_exclusive_run_waits_for_the_one_that_was_found(log_knows: bool) -> None:
     world = CoreWorld()

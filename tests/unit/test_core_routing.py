@@ -4,6 +4,7 @@ import pytest
 
 from orpheusd.core import effects as ef
 from orpheusd.core import events as ev
+from orpheusd.core.pool import Policy
 from tests.unit.core_world import CoreWorld, all_of
 
 
@@ -251,6 +252,37 @@ def test_a_full_session_queue_refuses_that_session_only() -> None:
         assert world.waits(world.request("s"))
     assert world.outcome(world.request("s")) == ("rejected", "session-queue-full")
     assert world.waits(world.request("t"))
+
+
+def test_inputs_that_wait_are_bounded_and_no_agent_leaves_nothing_for_others() -> None:
+    world = CoreWorld(Policy(waiting_bytes=100))
+    for agent in ("a", "b"):
+        world.deploy(agent, max_workers=1)
+        world.request(agent=agent, input_bytes=1000)
+    waiting = [world.request(input_bytes=10) for _ in range(5)]
+    assert all(world.waits(run) for run in waiting)
+    refused = world.request(input_bytes=1)
+    assert world.outcome(refused) == ("rejected", "overloaded")
+    assert "put large data into the workspace" in world.answer(refused).message
+    assert world.waits(world.request())
+    assert world.waits(world.request(agent="b", input_bytes=25))
+    assert world.outcome(world.request(agent="b", input_bytes=1)) == ("rejected", "overloaded")
+    world.tell(ev.CancelRequested(waiting[0]))
+    assert world.waits(world.request(agent="b", input_bytes=5))
+
+
+def test_an_interrupt_may_have_the_room_of_what_it_takes_the_place_of() -> None:
+    world = CoreWorld(Policy(waiting_bytes=100))
+    world.deploy(max_workers=1)
+    running = world.request("s")
+    replaced = world.request("s", input_bytes=50)
+    refused = world.request("s", overlap="interrupt", input_bytes=101)
+    assert world.outcome(refused) == ("rejected", "overloaded")
+    assert world.waits(replaced) and not all_of(world.effects, ef.CancelRun)
+    interrupting = world.request("s", overlap="interrupt", input_bytes=100)
+    assert world.outcome(replaced) == ("cancelled", "cancelled")
+    world.end(running, "cancelled")
+    assert world.worker_of(interrupting) == world.worker_of(running)
 
 
 def test_what_an_earlier_daemon_accepted_is_refused_by_no_limit() -> None:

@@ -93,10 +93,11 @@ def left(event: RunRequested) -> RunDetail:
     """The row that an earlier daemon left of this request."""
     story = Story()
     story.queued = queued(event.run, agent=event.agent, session_id=event.session, detached=True,
-                          options=options_of(event))
+                          options=options_of(event), input=b"1" * event.input_bytes)
     return detail_of(sealed(fresh(1, story)))
 
 
 def test_what_is_asked_for_again_is_what_was_asked_for() -> None:
-    for event in (RunRequested("r-1", "a"), RunRequested("r-1", "a", "user-1", "strict", "queue", True, 2.5)):
+    for event in (RunRequested("r-1", "a"),
+                  RunRequested("r-1", "a", "user-1", "strict", "queue", True, 2.5, input_bytes=3)):
         assert requested_again(left(event)) == event._replace(readmitted=True)
