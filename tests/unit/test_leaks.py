@@ -4,7 +4,6 @@ import os
 import socket
 import subprocess
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -52,11 +51,3 @@ def test_a_thread_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert leaks.left_since(before) == ["thread lingering"]
     over.set()
     thread.join()
-
-
-def test_the_guard_costs_less_than_two_milliseconds() -> None:
-    rounds = 50
-    begun = time.perf_counter()
-    for _ in range(rounds):
-        leaks.left_since(leaks.census())
-    assert (time.perf_counter() - begun) / rounds < 0.002
