@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from orpheusd.wire.worker import PROTOCOL_VERSION, LinkState, Message, Role, WorkerLink
-from orpheusd.worker.descriptors import identity
+from orpheusd.worker.descriptors import beyond_the_limit, identity
 
 #: Below the size from which malloc takes fresh pages for every read.
 READ_BYTES = 64 * 1024
@@ -220,7 +220,7 @@ class Channel:
         if self._baton.setdefault("holder", ours) is not ours:
             raise BlockingIOError("somebody is still writing to the channel that was lost")
         try:
-            with _connected(self._address.path, 0.0) as sock:
+            with beyond_the_limit(), _connected(self._address.path, 0.0) as sock:
                 os.dup2(sock.fileno(), self._fd, inheritable=False)
             self._identity = identity(self._fd)
             self.link = WorkerLink(self._address.role, json.loads, _dumps)
