@@ -18,6 +18,7 @@ from orpheusd.process.groups import DAEMON_WEIGHT, TASKS_LIMIT, Groups, Spent, p
 from orpheusd.process.limits import Limits
 from orpheusd.process.pidfds import PidFd
 from tests.daemon import Daemon, write_agent
+from tests.eventually import eventually
 from tests.integration.test_memory_limits import GREEDY, OOM
 
 FILES = ("cgroup.controllers", "cgroup.procs", "cgroup.subtree_control", "memory.max", "memory.swap.max",
@@ -209,9 +210,9 @@ def test_the_kernel_holds_a_real_worker(tmp_path: Path) -> None:
         assert house.call("status")["memory_limit"] == "cgroup", house.call("status")
         house.deploy(write_agent(tmp_path / "greedy", GREEDY, memory=80))
         house.ctl("run", "greedy", '{"grow": true}')
-        [row] = house.call("run.list", agent="greedy")["runs"]
-        told = OOM.fullmatch(row["exit_cause"])
-        assert told is not None and told[1] == "the kernel" and told[2] == "80", row
+        cause = eventually(lambda: house.call("run.list", agent="greedy")["runs"][0]["exit_cause"], what="its record")
+        told = OOM.fullmatch(cause)
+        assert told is not None and told[1] == "the kernel" and told[2] == "80", cause
     finally:
         house.close()
         for path in sorted(own.rglob("*"), reverse=True):
