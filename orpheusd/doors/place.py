@@ -3,8 +3,10 @@
 import asyncio
 import os
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from orpheusd.errors import OrpheusError
 
@@ -18,6 +20,9 @@ BACKLOG = 512
 
 #: Behind the socket's name until it is right. One name for all: who makes it holds the directory's lock.
 _NEW = ".new"
+
+#: A server that is closed leaves its socket, which is its maker's. Python 3.13 takes it away unless told not to.
+_STAYS: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 
 
 def check_place(path: Path) -> None:
@@ -39,7 +44,8 @@ async def listen(
     Never connectable with a wrong mode: bound under a temporary name, and renamed once it is right.
     """
     if listening is not None:
-        return await asyncio.get_running_loop().create_unix_server(client, sock=listening, backlog=BACKLOG)
+        return await asyncio.get_running_loop().create_unix_server(
+            client, sock=listening, backlog=BACKLOG, **_STAYS)
     temporary = path.with_name(path.name + _NEW)
     temporary.unlink(missing_ok=True)
     umask = os.umask(0o177)
