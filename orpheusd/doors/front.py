@@ -11,7 +11,6 @@ import asyncio
 import errno
 import logging
 import os
-import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from orpheusd.process.child import NOT_FOR_CHILDREN, Child
 from orpheusd.process.listeners import evict, listener_on
 from orpheusd.process.sandbox import Isolation, door_argv
 from orpheusd.tasks import must_not_fail
+from orpheusd.wire.control import DRAIN, STOP
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,8 @@ def tag_of(runtime_dir: Path) -> str:
 
 class FrontDoors:
     """Invariant: while open, `count` doors run or wait to be restarted. A door that is told to go lets requests finish
-    for `grace_s` seconds. `empty` is set while there is none, and none to come.
+    for `grace_s` seconds; each has been told `_order`, or is when it has its connection. `empty` is set while there is
+    none, and none to come.
     """
 
     def __init__(self, control: ControlDoor, socks: Sequence[socket.socket], config: Config,
@@ -134,6 +135,7 @@ class FrontDoors:
         self._children: dict[Child, Connection | None] = {}
         self._keepers: list[asyncio.Task[None]] = []
         self._closing = asyncio.Event()
+        self._order: str | None = None
         self.empty = asyncio.Event()
         self.empty.set()
 
@@ -154,25 +156,28 @@ class FrontDoors:
 
     def stop_accepting(self) -> None:
         """Whoever was accepted is answered, whoever comes waits in the socket. A door leaves after its last client."""
-        self._closing.set()
-        for child in self._children:
-            child.signal(signal.SIGUSR1)
+        self._tell(DRAIN)
 
     async def close(self, timeout_s: float) -> None:
         """Ask the doors to finish what they have, and kill those that are there after `timeout_s`."""
-        self._closing.set()
+        self._tell(STOP)
         for sock in self._socks:
             sock.close()
-        for child in self._children:
-            child.signal(signal.SIGTERM)
         if not self._keepers:
             return
         _, late = await asyncio.wait(self._keepers, timeout=timeout_s + LATE_S)
         if late:
             log.warning("a front door did not leave within %g s and is killed", timeout_s)
             for child in self._children:
-                child.signal(signal.SIGKILL)
+                child.kill()
             await asyncio.wait(late, timeout=LATE_S)
+
+    def _tell(self, order: str) -> None:
+        self._closing.set()
+        self._order = order
+        for connection in self._children.values():
+            if connection is not None:
+                connection.tell(order)
 
     async def _keep(self, handed: Door | None) -> None:
         await self._serve_on(handed)
@@ -205,11 +210,13 @@ class FrontDoors:
         try:
             ours.setblocking(False)
             rights = Access.RUN if self._digest is None else Access.ADMIN
-            self._children[child] = await self._control.adopt(
+            self._children[child] = connection = await self._control.adopt(
                 ours, "http", rights, handed.client if handed is not None else None)
+            if self._order is not None:
+                connection.tell(self._order)
         except BaseException:
             ours.close()
-            child.signal(signal.SIGKILL)
+            child.kill()
             raise
         finally:
             code = await child.wait()

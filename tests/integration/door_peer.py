@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from orpheusd.errors import OrpheusError
-from orpheusd.wire.control import answer, event, refusal
+from orpheusd.process.sandbox import Isolation, door_argv
+from orpheusd.wire.control import answer, event, order, refusal
 from tests.eventually import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 EXIT_TIMEOUT_S = 15.0
+
+PLAIN = Isolation("none", "", None)
 
 Script = Callable[["Peer", Any, dict[str, Any]], None]
 
@@ -106,9 +109,12 @@ class Peer:
 class DoorProcess:
     """One door with its peer. Invariant: after `close` neither is left."""
 
-    def __init__(self, log: Path, token: str | None = None, **limits: float) -> None:
-        """`token` makes it a door that serves changes."""
+    def __init__(self, log: Path, token: str | None = None, isolation: Isolation = PLAIN, told: str | None = None,
+                 **limits: float) -> None:
+        """`token` makes it a door that serves changes. `told` is an order that was said before the door is started."""
         self.peer = Peer()
+        if told is not None:
+            self.peer.send(order(told))
         self.listeners = [socket.create_server(("127.0.0.1", 0), backlog=1024),
                           socket.create_server(("::1", 0), family=socket.AF_INET6)]
         self.port, self.port6 = (one.getsockname()[1] for one in self.listeners)
@@ -125,10 +131,10 @@ class DoorProcess:
             os.close(end)
             fds.append(digest)
             argv += ["--token-fd", str(digest)]
-        with log.open("ab") as stderr:
+        with log.open("ab") as stderr, door_argv(isolation, argv, "ORPHEUS_DOOR_OF=test").opened() as (argv, more):
             self.process = subprocess.Popen(
-                argv, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, pass_fds=fds, stdin=subprocess.DEVNULL,
-                stderr=stderr)
+                argv, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, pass_fds=(*fds, *more),
+                stdin=subprocess.DEVNULL, stderr=stderr)
         self.peer.door_end.close()
         if token is not None:
             os.close(digest)

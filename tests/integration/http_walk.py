@@ -98,7 +98,7 @@ def served(admin: bool) -> dict[str, dict[str, Access]]:
     say so."""
     async def made() -> dict[str, dict[str, Access]]:
         limits = Limits()
-        client = ControlClient(Room(limits.stream_queue_bytes, limits.streams_bytes), on_lost=lambda: None)
+        client = ControlClient(Room(limits.stream_queue_bytes, limits.streams_bytes), on_lost=lambda: None, orders={})
         return access_of(routes(client, limits, Bearer(b"") if admin else None).routes)
     return asyncio.run(made())
 

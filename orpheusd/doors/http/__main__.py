@@ -1,8 +1,10 @@
 """`python -m orpheusd.doors.http --listen-fd N --control-fd M`: the process of an HTTP door, started by the daemon.
 
-It lives as long as its control connection: when the daemon is gone, or says SIGTERM, it accepts no more, ends its
-streams, lets what is being answered finish within the grace, and exits. On SIGUSR1 it accepts no more either, and
-leaves when everybody it had accepted was answered, however long that takes.
+It lives as long as its control connection: when the daemon is gone, or says `stop`, it accepts no more, ends its
+streams, lets what is being answered finish within the grace, and exits. When the daemon says `drain` it accepts no
+more either, and leaves when everybody it had accepted was answered, however long that takes. Both are said over that
+connection, where a door that is still starting finds them; a signal would be lost to it, which is the init of its
+sandbox (pid_namespaces(7)). SIGTERM, from whoever sends it, is `stop`.
 """
 
 import argparse
@@ -27,12 +29,10 @@ from orpheusd.doors.http.server import Server
 from orpheusd.doors.http.streams import Room
 from orpheusd.errors import OrpheusError
 from orpheusd.heap import give_back_large_blocks
+from orpheusd.wire.control import DRAIN, STOP
 
 #: Files for everything that is not a client: the loop's own, the listening sockets, the log, some to spare.
 RESERVED_FILES = 64
-
-#: How long the door waits, before it ends its streams, for what the daemon said before it told the door to go.
-CATCH_UP_S = 0.1
 
 _CLOSING = OrpheusError("draining", "the HTTP door is closing; the run goes on")
 
@@ -70,27 +70,27 @@ async def _serve(
     loop.add_signal_handler(signal.SIGINT, lambda: None)
     complaints = Complaints()
     loop.set_exception_handler(complaints.loop_failed)
-    client = ControlClient(Room(limits.stream_queue_bytes, limits.streams_bytes), on_lost=closing.set)
-    await loop.create_unix_connection(lambda: client, sock=control)
+    draining = asyncio.Event()
+    client = ControlClient(Room(limits.stream_queue_bytes, limits.streams_bytes), on_lost=closing.set,
+                           orders={DRAIN: draining.set, STOP: closing.set})
     server = Server(Door(routes(client, limits, bearer), limits, complaints), limits, complaints)
+    await loop.create_unix_connection(lambda: client, sock=control)
     server.start(listeners)
-    drained: asyncio.Task[None] | None = None
-
-    def drain() -> None:
-        nonlocal drained
-        if drained is None:
-            drained = loop.create_task(server.drain())
-            drained.add_done_callback(lambda _: closing.set())
-
-    loop.add_signal_handler(signal.SIGUSR1, drain)
+    drained = loop.create_task(_drain(server, draining))
+    drained.add_done_callback(lambda _: closing.set())
     # What is there now stays: the collector need not look at it again.
     gc.collect()
     gc.freeze()
     await closing.wait()
-    await client.catch_up(CATCH_UP_S)
+    drained.cancel()
     client.end_streams(_CLOSING)
     await server.stop(limits.grace_s)
     client.close()
+
+
+async def _drain(server: Server, told: asyncio.Event) -> None:
+    await told.wait()
+    await server.drain()
 
 
 def _options() -> argparse.Namespace:
