@@ -2,7 +2,8 @@
 
 Because the daemon holds the sockets, a door that dies loses the requests it had and no others: connections wait
 in them until the next door accepts them. A door talks to the daemon over a socket pair that carries the
-rights to read and run, and to change things only where that is switched on and there is a token. In its sandbox
+rights to read and run, and to change things only where that is switched on and there is a token. What needs the
+token is the door's to ask for. In its sandbox
 there is neither state nor workspace. It outlives the daemon's image, and its requests wait for the next one. What a
 door does with HTTP is no business of this file.
 """
@@ -132,6 +133,7 @@ class FrontDoors:
         self._count = config.http_doors
         self._grace_s = config.grace_s
         self._digest = _digest(config)
+        self._guarded = _guarded(config, self._digest is not None)
         self._children: dict[Child, Connection | None] = {}
         self._keepers: list[asyncio.Task[None]] = []
         self._closing = asyncio.Event()
@@ -209,7 +211,7 @@ class FrontDoors:
         self._children[child] = None
         try:
             ours.setblocking(False)
-            rights = Access.RUN if self._digest is None else Access.ADMIN
+            rights = Access.ADMIN if Access.ADMIN in self._guarded else Access.RUN
             self._children[child] = connection = await self._control.adopt(
                 ours, "http", rights, handed.client if handed is not None else None)
             if self._order is not None:
@@ -230,7 +232,8 @@ class FrontDoors:
             listening = [sock.fileno() for sock in self._socks]
             fds: tuple[int, ...] = (*listening, theirs.fileno())
             program = [sys.executable, "-m", "orpheusd.doors.http", *(f"--listen-fd={fd}" for fd in listening),
-                       f"--control-fd={theirs.fileno()}", f"--limit=grace_s={self._grace_s}"]
+                       f"--control-fd={theirs.fileno()}", f"--limit=grace_s={self._grace_s}",
+                       *(f"--guard={access.value}" for access in self._guarded)]
             with ExitStack() as stack:
                 if self._digest is not None:
                     pipe = stack.enter_context(_filled_pipe(self._digest))
@@ -240,9 +243,15 @@ class FrontDoors:
                 return Child.start(argv, (*fds, *more), environ_behind(self._tag, NOT_FOR_CHILDREN)), ours
 
 
+def _guarded(config: Config, has_token: bool) -> tuple[Access, ...]:
+    """What needs the token. Changes are not served where there is none."""
+    changes = (Access.ADMIN,) if config.http_admin and has_token else ()
+    return (*((Access.READ, Access.RUN) if config.http_require_token else ()), *changes)
+
+
 def _digest(config: Config) -> bytes | None:
-    """Of the token that makes changes; None where there are none."""
-    if not config.http_admin:
+    """Of the token, where something needs it; None where nobody has one."""
+    if not config.http_admin and not config.http_require_token:
         return None
     try:
         return digest_of_token(config.state_dir)

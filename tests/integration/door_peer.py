@@ -12,12 +12,13 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 from orpheusd.errors import OrpheusError
+from orpheusd.operations import Access
 from orpheusd.process.sandbox import Isolation, door_argv
 from orpheusd.wire.control import answer, event, order, refusal
 from tests.eventually import eventually
@@ -109,9 +110,10 @@ class Peer:
 class DoorProcess:
     """One door with its peer. Invariant: after `close` neither is left."""
 
-    def __init__(self, log: Path, token: str | None = None, isolation: Isolation = PLAIN, told: str | None = None,
-                 **limits: float) -> None:
-        """`token` makes it a door that serves changes. `told` is an order that was said before the door is started."""
+    def __init__(self, log: Path, token: str | None = None, guard: Collection[Access] = (),
+                 isolation: Isolation = PLAIN, told: str | None = None, **limits: float) -> None:
+        """`token` is for what is of an access class in `guard`. `told` is an order that was said before the door is
+        started."""
         self.peer = Peer()
         if told is not None:
             self.peer.send(order(told))
@@ -125,6 +127,7 @@ class DoorProcess:
         argv = [sys.executable, "-m", "orpheusd.doors.http", "--control-fd", str(control)]
         argv += [word for fd in listening for word in ("--listen-fd", str(fd))]
         argv += [word for name, value in limits.items() for word in ("--limit", f"{name}={value}")]
+        argv += [word for access in guard for word in ("--guard", access.value)]
         if token is not None:
             digest, end = os.pipe()
             os.write(end, hashlib.sha256(token.encode()).digest())

@@ -11,6 +11,7 @@ import httpx
 import psutil
 import pytest
 
+from orpheusd.operations import Access
 from tests.eventually import eventually
 from tests.integration.door_peer import (
     DoorProcess,
@@ -64,7 +65,8 @@ FILLED: dict[str, Callable[[socket.socket], None]] = {
 @pytest.mark.parametrize("kind", FILLED)
 def test_a_full_door_serves_who_comes(tmp_path: Path, kind: str) -> None:
     # fault 63: also those that come together, of whom none is let go for another
-    with DoorProcess(tmp_path / "log", token="t", connections=8, **PATIENT) as door, door.clients(8) as clients:
+    with (DoorProcess(tmp_path / "log", token="t", guard=[Access.ADMIN], connections=8, **PATIENT) as door,
+          door.clients(8) as clients):
         for client in clients:
             FILLED[kind](client)
         with come(door, *[HEALTH] * 30) as newcomers:

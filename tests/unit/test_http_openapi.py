@@ -49,6 +49,16 @@ def test_run_takes_headers_and_a_body() -> None:
     assert {str(status) for status in statuses.values()} <= set(entry["responses"])
 
 
+@pytest.mark.parametrize("guarded", [(), (Access.ADMIN,), (Access.READ, Access.RUN), tuple(Access)])
+def test_what_needs_the_token_says_so_and_is_served(guarded: tuple[Access, ...]) -> None:
+    for operation in ROUTED:
+        assert operation.http
+        entry = document(guarded)["paths"][operation.http[1]][operation.http[0].lower()]
+        needs = operation.access in guarded
+        assert (entry.get("security") == [{"token": []}], "401" in entry["responses"]) == (needs, needs)
+        assert ("200" in entry["responses"]) == (needs or operation.access is not Access.ADMIN)
+
+
 def test_a_change_promises_no_success() -> None:
     for operation in ROUTED:
         responses = described(operation)["responses"]

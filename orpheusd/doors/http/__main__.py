@@ -29,6 +29,7 @@ from orpheusd.doors.http.server import Server
 from orpheusd.doors.http.streams import Room
 from orpheusd.errors import OrpheusError
 from orpheusd.heap import give_back_large_blocks
+from orpheusd.operations import Access
 from orpheusd.wire.control import DRAIN, STOP
 
 #: Files for everything that is not a client: the loop's own, the listening sockets, the log, some to spare.
@@ -50,10 +51,11 @@ def main() -> int:
     for listener in listeners:
         listener.setblocking(False)
     control = socket.socket(fileno=options.control_fd)
-    bearer = None
+    digest = None
     if options.token_fd is not None:
         with os.fdopen(options.token_fd, "rb") as stream:
-            bearer = Bearer(stream.read())
+            digest = stream.read()
+    bearer = Bearer(digest, [Access(value) for value in options.guard])
     limits = limits._replace(connections=max(1, min(limits.connections, _files() - RESERVED_FILES)))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(listeners, control, limits, bearer))
@@ -61,7 +63,7 @@ def main() -> int:
 
 
 async def _serve(
-    listeners: list[socket.socket], control: socket.socket, limits: Limits, bearer: Bearer | None
+    listeners: list[socket.socket], control: socket.socket, limits: Limits, bearer: Bearer
 ) -> None:  # fmt: skip
     loop = asyncio.get_running_loop()
     closing = asyncio.Event()
@@ -100,7 +102,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--control-fd", type=int, required=True, metavar="M",
                         help="an inherited Unix stream socket, connected to the daemon")
     parser.add_argument("--token-fd", type=int, metavar="N",
-                        help="an inherited pipe with the digest of the token that makes changes")
+                        help="an inherited pipe with the digest of the token; without it nobody has the token")
+    parser.add_argument("--guard", action="append", default=[], choices=[access.value for access in Access],
+                        help="what is of this access class needs the token; changes are served only so")
     parser.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE",
                         help="another value for one of the limits of docs/http.md")
     return parser.parse_args()

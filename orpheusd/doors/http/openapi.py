@@ -3,6 +3,7 @@
 It knows nothing of how they are served.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 from orpheusd import __version__
@@ -40,13 +41,14 @@ _REFUSAL = {"description": "refused or failed; `code` says why",
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
 
 
-def document(changes: bool = False) -> dict[str, Any]:
-    """The whole document, ready to be encoded. `changes`: whether they are served, to who has the token."""
+def document(guarded: Collection[Access] = ()) -> dict[str, Any]:
+    """The whole document, ready to be encoded. `guarded` are the access classes that need the token; changes are
+    served when they are among them."""
     paths: dict[str, dict[str, Any]] = {}
     for operation in OPERATIONS:
         if operation.http is not None:
             method, path = operation.http
-            paths.setdefault(path, {})[method.lower()] = _operation(operation, path, changes)
+            paths.setdefault(path, {})[method.lower()] = _operation(operation, path, guarded)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -61,7 +63,8 @@ def document(changes: bool = False) -> dict[str, Any]:
     }
 
 
-def _operation(operation: Operation, path: str, changes: bool) -> dict[str, Any]:
+def _operation(operation: Operation, path: str, guarded: Collection[Access]) -> dict[str, Any]:
+    is_change, is_guarded = operation.access is Access.ADMIN, operation.access in guarded
     in_path = [param for param in operation.params if f"{{{param.name}}}" in path]
     others = [param for param in operation.params if param not in in_path]
     described: dict[str, Any] = {
@@ -69,15 +72,15 @@ def _operation(operation: Operation, path: str, changes: bool) -> dict[str, Any]
         "summary": operation.summary,
         "tags": [operation.name.partition(".")[0]],
         "parameters": [_parameter(param, "path", param.name) for param in in_path],
-        "responses": _responses(operation, changes),
+        "responses": _responses(operation, is_change, is_guarded),
     }
-    if operation.access is Access.ADMIN and changes:
+    if is_guarded:
         described["security"] = [{"token": []}]
-    if operation.name == "deploy" and changes:
+    if operation.name == "deploy" and is_guarded:
         described["parameters"].append(_ENV)
         described["requestBody"] = {"required": True, "content": {GZIP.decode(): {
             "schema": {"type": "string", "format": "binary"}}}}
-    elif operation.access is Access.ADMIN and not changes:
+    elif is_change and not is_guarded:
         described["description"] = f"Not served over HTTP: use `orpheusctl {operation.cli}`."
     elif operation.name == "run":
         headers = {name: header.decode().title() for header, name in PARAM_HEADERS.items()}
@@ -114,9 +117,9 @@ def _body(params: list[Param]) -> dict[str, Any]:
     return {"required": True, "content": {"application/json": {"schema": schema}}}
 
 
-def _responses(operation: Operation, changes: bool) -> dict[str, Any]:
+def _responses(operation: Operation, is_change: bool, is_guarded: bool) -> dict[str, Any]:
     responses: dict[str, Any] = {}
-    if operation.access is not Access.ADMIN or changes:
+    if is_guarded or not is_change:
         responses["200"] = _success(operation)
     if operation.name == "run":
         responses["202"] = _accepted()
@@ -125,10 +128,10 @@ def _responses(operation: Operation, changes: bool) -> dict[str, Any]:
         codes.add("not-found")
     if operation.name in ("run", "run.retry"):
         codes.update(_RUN_CODES)
-    if operation.access is Access.ADMIN and changes:
+    if is_change and is_guarded:
         codes.update(_CHANGE_CODES)
     statuses = {CODES[code].http_status for code in codes} | set(_HTTP_STATUSES)
-    if operation.access is Access.ADMIN and changes:
+    if is_guarded:
         statuses.add(401)
     if operation.http is not None and operation.http[0] == "POST":
         statuses |= set(_BODY_STATUSES)

@@ -1,14 +1,14 @@
 """The routes of the door, made from the operations table: one endpoint for each path, one handler for each method.
 
-An operation that changes the daemon is served to who sends the token, where that is switched on; everywhere else its
-route says which command does it. Parameters are only collected; the daemon checks them, so that both doors refuse the
-same things in the same words.
+Each route has the access class of its row. What is of a class that the door guards is served to who sends the token;
+of the rest, what changes the daemon only says which command does it. Parameters are only collected; the daemon checks
+them, so that both doors refuse the same things in the same words.
 """
 
 import asyncio
 import math
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -17,9 +17,9 @@ from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from orpheusd.doors.http.answers import Refused, send_answer
-from orpheusd.doors.http.bearer import Bearer
+from orpheusd.doors.http.bearer import Bearer, Handler
 from orpheusd.doors.http.body import Bodies
-from orpheusd.doors.http.changes import Change, Deploy
+from orpheusd.doors.http.changes import Deploy
 from orpheusd.doors.http.client import ControlClient
 from orpheusd.doors.http.head import HEAD
 from orpheusd.doors.http.limits import Limits
@@ -28,12 +28,10 @@ from orpheusd.doors.http.run import RunEndpoint
 from orpheusd.errors import OrpheusError
 from orpheusd.operations import KINDS, OPERATIONS, Access, Operation
 
-Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
-
 #: More than any operation has parameters.
 QUERY_FIELDS = 20
 
-#: Whoever reaches the door may do this.
+#: Whoever reaches the door may do this, unless it is guarded.
 OPEN = (Access.READ, Access.RUN)
 
 #: How a parameter is called in `orpheusctl --help`.
@@ -76,12 +74,12 @@ class Path:
         await handler(scope, receive, send)
 
 
-def routes(client: ControlClient, limits: Limits, bearer: Bearer | None = None) -> Router:
-    """The ASGI application that finds the path of a request. Its endpoints raise what they cannot answer. `bearer`
-    lets changes through; without it there are none. Raises ValueError for a row that says no access."""
+def routes(client: ControlClient, limits: Limits, bearer: Bearer) -> Router:
+    """The ASGI application that finds the path of a request. Its endpoints raise what they cannot answer. Changes are
+    served where they are guarded, and nowhere else. Raises ValueError for a row that says no access."""
     bodies = Bodies(limits)
-    document_text = orjson.dumps(document(changes=bearer is not None))
-    paths: dict[str, dict[str, Served]] = {"/openapi.json": {"GET": Served(Access.READ, _Document(document_text))}}
+    described = bearer.before(Access.READ, _Document(orjson.dumps(document(bearer.guarded))))
+    paths: dict[str, dict[str, Served]] = {"/openapi.json": {"GET": Served(Access.READ, described)}}
     for operation in OPERATIONS:
         if operation.http is not None:
             method, path = operation.http
@@ -91,12 +89,12 @@ def routes(client: ControlClient, limits: Limits, bearer: Bearer | None = None) 
                   redirect_slashes=False, default=_no_route)
 
 
-def _behind(operation: Operation, handler: Handler, bearer: Bearer | None) -> Handler:
-    """What stands before an operation. What is open is listed; there is no other way to be."""
-    if operation.access in OPEN:
-        return handler
+def _behind(operation: Operation, handler: Handler, bearer: Bearer) -> Handler:
+    """What stands before an operation. What is open or guarded is listed; there is no other way to be served."""
+    if operation.access in OPEN or operation.access in bearer.guarded:
+        return bearer.before(operation.access, handler)
     if operation.access is Access.ADMIN:
-        return _Forbidden(operation) if bearer is None else Change(bearer, handler)
+        return _Forbidden(operation)
     raise ValueError(f"{operation.name} is served over HTTP and does not say who may use it")
 
 
