@@ -15,6 +15,7 @@ from orpheusd.doors.http.client import ControlClient
 from orpheusd.doors.http.limits import Limits
 from orpheusd.doors.http.routes import Path, routes
 from orpheusd.doors.http.streams import Room
+from orpheusd.doors.http.waits import Waits
 from orpheusd.operations import Access
 
 #: RFC 9110 and its kin, and two that nobody has.
@@ -111,7 +112,7 @@ def served(guarded: Guarded) -> dict[str, dict[str, Access]]:
     async def made() -> dict[str, dict[str, Access]]:
         limits = Limits()
         client = ControlClient(Room(limits.stream_queue_bytes, limits.streams_bytes), on_lost=lambda: None, orders={})
-        return access_of(routes(client, limits, Bearer(b"", guarded)).routes)
+        return access_of(routes(client, limits, Bearer(b"", guarded), Waits()).routes)
     return asyncio.run(made())
 
 

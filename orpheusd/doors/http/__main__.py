@@ -27,6 +27,7 @@ from orpheusd.doors.http.limits import Limits, with_overrides
 from orpheusd.doors.http.routes import routes
 from orpheusd.doors.http.server import Server
 from orpheusd.doors.http.streams import Room
+from orpheusd.doors.http.waits import Waits
 from orpheusd.errors import OrpheusError
 from orpheusd.heap import give_back_large_blocks
 from orpheusd.operations import Access
@@ -75,7 +76,8 @@ async def _serve(
     draining = asyncio.Event()
     client = ControlClient(Room(limits.stream_queue_bytes, limits.streams_bytes), on_lost=closing.set,
                            orders={DRAIN: draining.set, STOP: closing.set})
-    server = Server(Door(routes(client, limits, bearer), limits, complaints), limits, complaints)
+    waits = Waits()
+    server = Server(Door(routes(client, limits, bearer, waits), limits, complaints), limits, waits, complaints)
     await loop.create_unix_connection(lambda: client, sock=control)
     server.start(listeners)
     drained = loop.create_task(_drain(server, draining))

@@ -16,7 +16,7 @@ import orjson
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
-from orpheusd.doors.http.answers import Refused, send_answer
+from orpheusd.doors.http.answers import CLOSE, Refused, send_answer
 from orpheusd.doors.http.bearer import Bearer, Handler
 from orpheusd.doors.http.body import Bodies
 from orpheusd.doors.http.changes import Deploy
@@ -25,6 +25,7 @@ from orpheusd.doors.http.head import HEAD
 from orpheusd.doors.http.limits import Limits
 from orpheusd.doors.http.openapi import document
 from orpheusd.doors.http.run import RunEndpoint
+from orpheusd.doors.http.waits import Waits
 from orpheusd.errors import OrpheusError
 from orpheusd.operations import KINDS, OPERATIONS, Access, Operation
 
@@ -74,16 +75,17 @@ class Path:
         await handler(scope, receive, send)
 
 
-def routes(client: ControlClient, limits: Limits, bearer: Bearer) -> Router:
+def routes(client: ControlClient, limits: Limits, bearer: Bearer, waits: Waits) -> Router:
     """The ASGI application that finds the path of a request. Its endpoints raise what they cannot answer. Changes are
-    served where they are guarded, and nowhere else. Raises ValueError for a row that says no access."""
+    served where they are guarded, and nowhere else. `waits` gets those that go on. Raises ValueError for a row that
+    says no access."""
     bodies = Bodies(limits)
     described = bearer.before(Access.READ, _Document(orjson.dumps(document(bearer.guarded))))
     paths: dict[str, dict[str, Served]] = {"/openapi.json": {"GET": Served(Access.READ, described)}}
     for operation in OPERATIONS:
         if operation.http is not None:
             method, path = operation.http
-            handler = _behind(operation, _handler(operation, client, bodies, limits), bearer)
+            handler = _behind(operation, _handler(operation, client, bodies, limits, waits), bearer)
             paths.setdefault(path, {})[method] = Served(operation.access, handler)
     return Router([Route(path, Path(methods)) for path, methods in paths.items()],
                   redirect_slashes=False, default=_no_route)
@@ -98,13 +100,17 @@ def _behind(operation: Operation, handler: Handler, bearer: Bearer) -> Handler:
     raise ValueError(f"{operation.name} is served over HTTP and does not say who may use it")
 
 
-def _handler(operation: Operation, client: ControlClient, bodies: Bodies, limits: Limits) -> Handler:
+def _handler(
+    operation: Operation, client: ControlClient, bodies: Bodies, limits: Limits, waits: Waits
+) -> Handler:  # fmt: skip
     if operation.name == "run":
         return RunEndpoint(operation, client, bodies, limits)
     if operation.name == "deploy":
         return Deploy(client, limits)
     if operation.name == "metrics":
         return _Metrics(operation, client, bodies, limits)
+    if any(param.kind == "wait" for param in operation.params):
+        return _Wait(operation, client, bodies, limits, waits)
     return _Call(operation, client, bodies, limits)
 
 
@@ -125,6 +131,9 @@ class _Call:
         await send_answer(send, 200, await self._ask(scope, receive))
 
     async def _ask(self, scope: Scope, receive: Receive) -> bytes:
+        return await self._call(await self._params(scope, receive))
+
+    async def _params(self, scope: Scope, receive: Receive) -> dict[str, Any]:
         params = query_params(self._operation, scope["query_string"])
         if not params.keys().isdisjoint(scope["path_params"]):
             raise OrpheusError("invalid-request", "the query string says a parameter that the path says already")
@@ -133,6 +142,9 @@ class _Call:
             body = await self._bodies.read(scope, receive)
             if body not in (b"", b"{}"):
                 raise OrpheusError("invalid-request", f"{self._operation.name} takes no body")
+        return params
+
+    async def _call(self, params: dict[str, Any]) -> bytes:
         deadline_s = self._deadline_s(params)
         try:
             async with asyncio.timeout(deadline_s):
@@ -147,6 +159,25 @@ class _Call:
         wait_s = params.get("wait")
         # A wait that is none is the daemon's to refuse; it has its time for that.
         return self._limits.read_deadline_s + (min(max(wait_s, 0), WAIT_S) if isinstance(wait_s, float) else 0)
+
+
+class _Wait(_Call):
+    """An operation that may wait before it answers. When the door needs the connection it answers with what there is:
+    a wait is of so long at most."""
+
+    def __init__(self, operation: Operation, client: ControlClient, bodies: Bodies, limits: Limits,
+                 waits: Waits) -> None:
+        super().__init__(operation, client, bodies, limits)
+        self._waits = waits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        params = await self._params(scope, receive)
+        if not params.get("wait"):
+            await send_answer(send, 200, await self._call(params))
+        elif (answer := await self._waits.answer(self._call(params), receive)) is not None:
+            await send_answer(send, 200, answer)
+        else:
+            await send_answer(send, 200, await self._call({**params, "wait": 0}), [CLOSE])
 
 
 class _Metrics(_Call):
