@@ -171,6 +171,10 @@ class DoorProcess:
             client.sendall(request)
             return first_answer(client)
 
+    def until_up(self) -> None:
+        """Returns when the door has answered somebody: what its clients do from now on it sees as it happens."""
+        assert self.exchange(b"GET /up HTTP/1.1\r\nHost: localhost\r\n\r\n").startswith(b"HTTP/1.1 404 ")
+
     def rss_bytes(self) -> int:
         return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * resource.getpagesize()
 

@@ -90,7 +90,9 @@ def test_who_was_sending_a_body_is_told_to_try_again(tmp_path: Path) -> None:
 
 def test_the_idle_go_first_then_heads_then_bodies(tmp_path: Path) -> None:
     """Each newcomer has a run that goes on, so that the next one needs the place of another."""
-    with DoorProcess(tmp_path / "log", connections=4, **PATIENT) as door, door.clients(4) as (body, spoke, head, last):
+    with DoorProcess(tmp_path / "log", connections=4, **PATIENT) as door, ExitStack() as stack:
+        door.until_up()
+        body, spoke, head, last = stack.enter_context(door.clients(4))
         door.peer.scripts["run"] = never
         for client in (spoke, body):
             silent_body(client)
@@ -99,16 +101,17 @@ def test_the_idle_go_first_then_heads_then_bodies(tmp_path: Path) -> None:
         head.sendall(b"GET")
         assert until_quiet_for(head, 0.3) == b""
         idle(last)
-        with ExitStack() as stack:
-            for number, gone in enumerate((last, head, body, spoke), 1):
-                stack.enter_context(come(door, post(BODY)))
-                door.peer.awaited("run", number)
-                assert (b" 503 " in until_closed(gone)) == (gone in (body, spoke))
+        for number, gone in enumerate((last, head, body, spoke), 1):
+            stack.enter_context(come(door, post(BODY)))
+            door.peer.awaited("run", number)
+            assert (b" 503 " in until_closed(gone)) == (gone in (body, spoke))
 
 
 @pytest.mark.parametrize("first", ["who waits", "who comes"])
 def test_who_has_spoken_in_time_stays_although_the_door_was_slow(tmp_path: Path, first: str) -> None:
-    with DoorProcess(tmp_path / "log", connections=1, **PATIENT) as door, door.connect() as client:
+    with DoorProcess(tmp_path / "log", connections=1, **PATIENT) as door, ExitStack() as stack:
+        door.until_up()
+        client = stack.enter_context(door.connect())
         client.sendall(HEALTH[:9])
         assert until_quiet_for(client, 0.4) == b""
         door.process.send_signal(signal.SIGSTOP)
