@@ -25,9 +25,10 @@ $ echo '{"jsonrpc":"2.0","id":1,"method":"run","params":{"agent":"my-agent","inp
 
 An answer has the request's `id` and a `result`; a refusal has an `error` whose `data.code` is a code of the table at
 the end. Operations that stream send notifications named `<operation>.event` with the request's `id` before the
-answer. Access: `read` < `run` < `admin`. Root, the daemon's own user and the admin group have `admin` on the control
-socket; everybody else has nothing. The HTTP door has `run`, and `admin` for who sends the token where that is
-switched on; it may ask for the token for all of it ([http.md](http.md#everything-with-the-token)).
+answer; over HTTP a run or a retry does, asked with `Accept: text/event-stream` and not by `stream`. Access: `read` <
+`run` < `admin`. Root, the daemon's own user and the admin group have `admin` on the control socket; everybody else has
+nothing. The HTTP door has `run`, and `admin` for who sends the token where that is switched on; it may ask for the
+token for all of it ([http.md](http.md#everything-with-the-token)).
 """
 
 LIFE = """

@@ -24,6 +24,8 @@ _ALWAYS_CODES = ("invalid-request", "permission-denied", "internal", "overloaded
 _HTTP_STATUSES = (400, 403, 405, 431, 505)
 _BODY_STATUSES = (408, 413, 415)
 
+#: The operations that are a run.
+_RUNS = ("run", "run.retry")
 #: Parameters of a run that other headers say.
 _ELSEWHERE = ("stream", "session_headers", "detach", "cancel_on_disconnect")
 _HEADERS = [
@@ -89,7 +91,9 @@ def _operation(operation: Operation, path: str, guarded: Collection[Access]) -> 
         described["parameters"] += _HEADERS
         described["requestBody"] = _body([param for param in others if param.name not in _ELSEWHERE])
     else:
-        described["parameters"] += [_parameter(param, "query", param.name) for param in others]
+        described["parameters"] += [
+            _parameter(param, "query", param.name) for param in others
+            if operation.name not in _RUNS or param.name not in _ELSEWHERE]
     return described
 
 
@@ -126,7 +130,7 @@ def _responses(operation: Operation, is_change: bool, is_guarded: bool) -> dict[
     codes = set(_ALWAYS_CODES)
     if operation.params:
         codes.add("not-found")
-    if operation.name in ("run", "run.retry"):
+    if operation.name in _RUNS:
         codes.update(_RUN_CODES)
     if is_change and is_guarded:
         codes.update(_CHANGE_CODES)
@@ -157,8 +161,9 @@ def _success(operation: Operation) -> dict[str, Any]:
         "description": operation.summary,
         "content": {"application/json": {"schema": RESULTS.get(operation.name, {"type": "object"})}},
     }
-    if operation.name == "run":
+    if operation.name in _RUNS:
         described["content"]["text/event-stream"] = {"schema": EVENT}
+    if operation.name == "run":
         described["headers"] = {
             "X-Orpheus-Worker": {"description": "the worker that ran it", "schema": {"type": "string"}},
             "X-Orpheus-Context": {"description": "what the session's memory was; only with a session",

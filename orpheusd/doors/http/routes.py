@@ -21,10 +21,11 @@ from orpheusd.doors.http.bearer import Bearer, Handler
 from orpheusd.doors.http.body import Bodies
 from orpheusd.doors.http.changes import Deploy
 from orpheusd.doors.http.client import ControlClient
+from orpheusd.doors.http.events import send_events
 from orpheusd.doors.http.head import HEAD
 from orpheusd.doors.http.limits import Limits
 from orpheusd.doors.http.openapi import document
-from orpheusd.doors.http.run import RunEndpoint
+from orpheusd.doors.http.run import RunEndpoint, wants_events
 from orpheusd.doors.http.waits import Waits
 from orpheusd.errors import OrpheusError
 from orpheusd.operations import KINDS, OPERATIONS, Access, Operation
@@ -109,6 +110,8 @@ def _handler(
         return Deploy(client, limits)
     if operation.name == "metrics":
         return _Metrics(operation, client, bodies, limits)
+    if operation.name == "run.retry":
+        return _Retry(operation, client, bodies, limits)
     if any(param.kind == "wait" for param in operation.params):
         return _Wait(operation, client, bodies, limits, waits)
     return _Call(operation, client, bodies, limits)
@@ -153,12 +156,30 @@ class _Call:
             raise OrpheusError("unreachable", f"the daemon did not answer within {deadline_s:g} s") from None
 
     def _deadline_s(self, params: dict[str, Any]) -> float | None:
-        """None for a run or a change, whose deadline the daemon keeps."""
-        if self._operation.name == "run.retry" or self._operation.access is Access.ADMIN:
+        """None for a change, whose deadline the daemon keeps."""
+        if self._operation.access is Access.ADMIN:
             return None
         wait_s = params.get("wait")
         # A wait that is none is the daemon's to refuse; it has its time for that.
         return self._limits.read_deadline_s + (min(max(wait_s, 0), WAIT_S) if isinstance(wait_s, float) else 0)
+
+
+class _Retry(_Call):
+    """A run, of which the caller says in the same way how it wants to be answered."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        params = await self._params(scope, receive)
+        if "stream" in params:
+            raise OrpheusError("invalid-request", "a stream is asked for with `Accept: text/event-stream`")
+        if wants_events(scope[HEAD].fields):
+            stream = self._client.stream(self._operation.name, {**params, "stream": True})
+            await send_events(self._client, stream, receive, send, self._limits)
+        else:
+            await send_answer(send, 200, await self._call(params))
+
+    def _deadline_s(self, params: dict[str, Any]) -> float | None:
+        """None: the daemon keeps the run's."""
+        return None
 
 
 class _Wait(_Call):
