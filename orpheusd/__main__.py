@@ -87,7 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", default=None, help="check the core's invariants at every step")
     parser.add_argument("--http-admin", action="store_true", default=None,
                         help="changes over HTTP too, for whoever has the token")
-    parser.add_argument("--make-token", action="store_true", help="make the token for changes over HTTP, and exit")
+    parser.add_argument("--http-require-token", action="store_true", default=None,
+                        help="nothing over HTTP without the token")
+    parser.add_argument("--make-token", action="store_true", help="make the token for HTTP, and exit")
     parser.add_argument("--reap", action="store_true", help="end what a daemon that was killed has left, and exit")
     parser.add_argument("--check", action="store_true", help="check the settings and the installation, and exit")
     parser.add_argument("--version", action="version", version=f"orpheusd {orpheusd.__version__}")

@@ -53,6 +53,7 @@ class Config:
     http: str | None = "localhost:7777"
     http_doors: int = 1
     http_admin: bool = False
+    http_require_token: bool = False
     isolation: str = "auto"
     log_level: str = "info"
     log_format: str = "text"
@@ -108,6 +109,7 @@ _TEXT: dict[str, Any] = {
     "http": str,
     "http_doors": int,
     "http_admin": _switch,
+    "http_require_token": _switch,
     "isolation": str,
     "log_level": str,
     "log_format": str,
@@ -129,7 +131,7 @@ DOORS_LIMIT = 64
 _SECONDS = (float, int)
 _KINDS: dict[str, tuple[type, ...]] = {
     "state_dir": (type(Path()),), "runtime_dir": (type(Path()),), "http": (str, type(None)), "http_doors": (int,),
-    "http_admin": (bool,), "run_log_capture": (bool,),
+    "http_admin": (bool,), "http_require_token": (bool,), "run_log_capture": (bool,),
     "debug": (bool,), "admin_group": (str,), "start_timeout_s": _SECONDS, "grace_s": _SECONDS,
     "stop_timeout_s": _SECONDS, "orphan_ttl_s": _SECONDS, "build_timeout_s": _SECONDS,
 }  # fmt: skip

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from orpheusd.config import Config, http_addresses, http_name, load
 from orpheusd.doors.place import check_place
+from orpheusd.doors.token import digest_of_token
 from orpheusd.errors import OrpheusError
 from orpheusd.process import abilities
 from orpheusd.process.groups import lacking, own_group
@@ -136,7 +137,15 @@ def _http(view: View) -> Finding:
             by = listener_on(host, port) or "another process"
             return Finding("HTTP", MISSING, f"{http_name([(host, port)])} is taken by {by}", "orpheusd does not start",
                            "end that process, choose another address with --http, or --no-http")
-    return Finding("HTTP", OK, f"{view.config.http} {'is served' if view.serves else 'is free'}")
+    if view.serves and (view.config.http_admin or view.config.http_require_token):
+        try:
+            digest_of_token(view.config.state_dir)
+        except OrpheusError as error:
+            return Finding("HTTP", MISSING, error.message,
+                           "all requests are refused" if view.config.http_require_token else "changes are refused",
+                           "do what it says")
+    needs = ", with the token alone" if view.config.http_require_token else ""
+    return Finding("HTTP", OK, f"{view.config.http} {'is served' if view.serves else 'is free'}{needs}")
 
 
 def _control_socket(view: View) -> Finding:

@@ -25,9 +25,10 @@ $ echo '{"jsonrpc":"2.0","id":1,"method":"run","params":{"agent":"my-agent","inp
 
 An answer has the request's `id` and a `result`; a refusal has an `error` whose `data.code` is a code of the table at
 the end. Operations that stream send notifications named `<operation>.event` with the request's `id` before the
-answer. Access: `read` < `run` < `admin`. Root, the daemon's own user and the admin group have `admin` on the control
-socket; everybody else has nothing. The HTTP door has `run`, and `admin` for who sends the token where that is
-switched on (docs/http.md).
+answer; over HTTP a run or a retry does, asked with `Accept: text/event-stream` and not by `stream`. Access: `read` <
+`run` < `admin`. Root, the daemon's own user and the admin group have `admin` on the control socket; everybody else has
+nothing. The HTTP door has `run`, and `admin` for who sends the token where that is switched on; it may ask for the
+token for all of it ([http.md](http.md#everything-with-the-token)).
 """
 
 LIFE = """
@@ -80,9 +81,9 @@ orpheusctl reload
 What callers see of it is a pause:
 
 1. The settings and the program are tried first (`orpheusd --check`). When they would not start the daemon, or
-   `state_dir`, `runtime_dir`, `http`, `http_doors` or `http_admin` would
-   change, the reload is refused with what was said, and
-   nothing changes (but `http` may say what it likes while systemd holds the door). After SIGHUP the log has it.
+   `state_dir`, `runtime_dir`, `http`, `http_doors`, `http_admin` or `http_require_token` would change, the reload is
+   refused with what was said, and nothing changes (but `http` may say what it likes while systemd holds the door).
+   After SIGHUP the log has it.
 2. Nothing more is read and nobody is accepted: requests wait in their connections, and new connections in the
    listening sockets. What has begun is answered; runs have `stop_timeout_s` (10 s) for that. Those who only watch
    (`logs -f`, `show --wait`, a second request under an idempotency key) are let go at once; `attach` asks again by

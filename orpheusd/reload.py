@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 RELOADING = "the daemon is reloading; ask again"
 
 #: What is handed over is made for these.
-FIXED = ("state_dir", "runtime_dir", "http", "http_doors", "http_admin")
+FIXED = ("state_dir", "runtime_dir", "http", "http_doors", "http_admin", "http_require_token")
 
 
 class Reload:

@@ -89,11 +89,18 @@ class Runs:
         event = requested_again(detail)._replace(run=new_run_id(), readmitted=False)
         self._start(call, event, detail.input, Manner(stream))
 
-    async def show(self, run_id: str, wait_s: float) -> dict[str, Any]:
+    def show(self, call: Call, run_id: str, wait_s: float) -> Coroutine[Any, Any, dict[str, Any]]:
         """What the log has of the run; with `wait_s`, once it has its end or so much time has passed."""
+        left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if wait_s and call.source == "http":
+            # a client of the control socket that has said all it wants to say may still wait
+            call.on_gone(partial(_set, left, True))
+        return self._show(run_id, wait_s, left)
+
+    async def _show(self, run_id: str, wait_s: float, left: "asyncio.Future[None]") -> dict[str, Any]:
         if not wait_s:
             return described(await self._row(run_id))
-        detail = await self._once(self._engine.ends, run_id, _is_over, wait_s, self._reloading)
+        detail = await self._once(self._engine.ends, run_id, _is_over, wait_s, self._reloading, left)
         return described(_found(run_id, detail))
 
     def queue_again(self) -> None:
@@ -208,10 +215,10 @@ class Runs:
 
     async def _once(
         self, commits: Commits, run_id: str, enough: Callable[[RunDetail | None], bool], wait_s: float | None,
-        no_longer: "asyncio.Future[None] | None" = None,
+        *no_longer: "asyncio.Future[None]",
     ) -> RunDetail | None:  # fmt: skip
         """The run's row as soon as it is `enough`, which `commits` will tell; at the latest after `wait_s` seconds, or
-        when `no_longer` is done."""
+        when one of `no_longer` is done."""
         told = asyncio.get_running_loop().create_future()
         waiter = partial(_set, told)
         # before the log is read: what is committed after that is told
@@ -221,8 +228,7 @@ class Runs:
             known = detail is not None or self._going(run_id) or run_id in self._engine.explanations
             if enough(detail) or not known:
                 return detail
-            waits = [told] if no_longer is None else [told, no_longer]
-            await asyncio.wait(waits, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((told, *no_longer), timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
             return await self._recorder.detail(run_id)
         finally:
             commits.forget(run_id, waiter)

@@ -88,7 +88,7 @@ class Service:
         return self._engine.explanations.of(params["run_id"])
 
     def run_show(self, call: Call, params: Params) -> Later:
-        return self._runs.show(params["run_id"], params["wait"])
+        return self._runs.show(call, params["run_id"], params["wait"])
 
     # Agents
 

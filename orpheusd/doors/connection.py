@@ -31,6 +31,7 @@ from orpheusd.wire.control import (
     MalformedRequest,
     Request,
     answer,
+    order,
     read_request,
     refusal,
 )  # fmt: skip
@@ -190,6 +191,10 @@ class Connection(asyncio.Protocol):
             self._door.dropped_events += 1
         else:
             self.write(frame)
+
+    def tell(self, name: str) -> None:
+        """An order to a front door (`wire.control.order`): it waits in the socket of one that is not up yet."""
+        self.write(orjson.dumps(order(name)))
 
     def done(self, call: Call) -> None:
         self._calls.discard(call)

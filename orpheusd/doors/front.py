@@ -2,7 +2,8 @@
 
 Because the daemon holds the sockets, a door that dies loses the requests it had and no others: connections wait
 in them until the next door accepts them. A door talks to the daemon over a socket pair that carries the
-rights to read and run, and to change things only where that is switched on and there is a token. In its sandbox
+rights to read and run, and to change things only where that is switched on and there is a token. What needs the
+token is the door's to ask for. In its sandbox
 there is neither state nor workspace. It outlives the daemon's image, and its requests wait for the next one. What a
 door does with HTTP is no business of this file.
 """
@@ -11,7 +12,6 @@ import asyncio
 import errno
 import logging
 import os
-import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -30,6 +30,7 @@ from orpheusd.process.child import NOT_FOR_CHILDREN, Child
 from orpheusd.process.listeners import evict, listener_on
 from orpheusd.process.sandbox import Isolation, door_argv
 from orpheusd.tasks import must_not_fail
+from orpheusd.wire.control import DRAIN, STOP
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +120,8 @@ def tag_of(runtime_dir: Path) -> str:
 
 class FrontDoors:
     """Invariant: while open, `count` doors run or wait to be restarted. A door that is told to go lets requests finish
-    for `grace_s` seconds. `empty` is set while there is none, and none to come.
+    for `grace_s` seconds; each has been told `_order`, or is when it has its connection. `empty` is set while there is
+    none, and none to come.
     """
 
     def __init__(self, control: ControlDoor, socks: Sequence[socket.socket], config: Config,
@@ -131,9 +133,11 @@ class FrontDoors:
         self._count = config.http_doors
         self._grace_s = config.grace_s
         self._digest = _digest(config)
+        self._guarded = _guarded(config, self._digest is not None)
         self._children: dict[Child, Connection | None] = {}
         self._keepers: list[asyncio.Task[None]] = []
         self._closing = asyncio.Event()
+        self._order: str | None = None
         self.empty = asyncio.Event()
         self.empty.set()
 
@@ -154,25 +158,28 @@ class FrontDoors:
 
     def stop_accepting(self) -> None:
         """Whoever was accepted is answered, whoever comes waits in the socket. A door leaves after its last client."""
-        self._closing.set()
-        for child in self._children:
-            child.signal(signal.SIGUSR1)
+        self._tell(DRAIN)
 
     async def close(self, timeout_s: float) -> None:
         """Ask the doors to finish what they have, and kill those that are there after `timeout_s`."""
-        self._closing.set()
+        self._tell(STOP)
         for sock in self._socks:
             sock.close()
-        for child in self._children:
-            child.signal(signal.SIGTERM)
         if not self._keepers:
             return
         _, late = await asyncio.wait(self._keepers, timeout=timeout_s + LATE_S)
         if late:
             log.warning("a front door did not leave within %g s and is killed", timeout_s)
             for child in self._children:
-                child.signal(signal.SIGKILL)
+                child.kill()
             await asyncio.wait(late, timeout=LATE_S)
+
+    def _tell(self, order: str) -> None:
+        self._closing.set()
+        self._order = order
+        for connection in self._children.values():
+            if connection is not None:
+                connection.tell(order)
 
     async def _keep(self, handed: Door | None) -> None:
         await self._serve_on(handed)
@@ -204,12 +211,14 @@ class FrontDoors:
         self._children[child] = None
         try:
             ours.setblocking(False)
-            rights = Access.RUN if self._digest is None else Access.ADMIN
-            self._children[child] = await self._control.adopt(
+            rights = Access.ADMIN if Access.ADMIN in self._guarded else Access.RUN
+            self._children[child] = connection = await self._control.adopt(
                 ours, "http", rights, handed.client if handed is not None else None)
+            if self._order is not None:
+                connection.tell(self._order)
         except BaseException:
             ours.close()
-            child.signal(signal.SIGKILL)
+            child.kill()
             raise
         finally:
             code = await child.wait()
@@ -223,7 +232,8 @@ class FrontDoors:
             listening = [sock.fileno() for sock in self._socks]
             fds: tuple[int, ...] = (*listening, theirs.fileno())
             program = [sys.executable, "-m", "orpheusd.doors.http", *(f"--listen-fd={fd}" for fd in listening),
-                       f"--control-fd={theirs.fileno()}", f"--limit=grace_s={self._grace_s}"]
+                       f"--control-fd={theirs.fileno()}", f"--limit=grace_s={self._grace_s}",
+                       *(f"--guard={access.value}" for access in self._guarded)]
             with ExitStack() as stack:
                 if self._digest is not None:
                     pipe = stack.enter_context(_filled_pipe(self._digest))
@@ -233,9 +243,15 @@ class FrontDoors:
                 return Child.start(argv, (*fds, *more), environ_behind(self._tag, NOT_FOR_CHILDREN)), ours
 
 
+def _guarded(config: Config, has_token: bool) -> tuple[Access, ...]:
+    """What needs the token. Changes are not served where there is none."""
+    changes = (Access.ADMIN,) if config.http_admin and has_token else ()
+    return (*((Access.READ, Access.RUN) if config.http_require_token else ()), *changes)
+
+
 def _digest(config: Config) -> bytes | None:
-    """Of the token that makes changes; None where there are none."""
-    if not config.http_admin:
+    """Of the token, where something needs it; None where nobody has one."""
+    if not config.http_admin and not config.http_require_token:
         return None
     try:
         return digest_of_token(config.state_dir)

@@ -1,7 +1,7 @@
-"""The token that makes changes over HTTP: a file in the state directory that only the daemon's user can read.
+"""The token of the HTTP door: a file in the state directory that only the daemon's user can read.
 
-Whoever can read it may change everything. It is shown to nobody: a door is given its digest, which tells a right token
-from a wrong one and is no token.
+Whoever can read it may do what needs it, which may be everything. It is shown to nobody: a door is given its digest,
+which tells a right token from a wrong one and is no token.
 """
 
 import hashlib
@@ -68,5 +68,5 @@ def digest_of_token(state_dir: Path) -> bytes:
 
 
 def _unusable(why: str) -> OrpheusError:
-    return OrpheusError("permission-denied", f"changes over HTTP are refused: {why}; `orpheusd --make-token` makes a "
-                                             "new one, and a restart of the daemon takes it")
+    return OrpheusError("permission-denied", f"what needs the token is refused over HTTP: {why}; `orpheusd "
+                                             "--make-token` makes a new one, and a restart of the daemon takes it")

@@ -1,4 +1,4 @@
-"""A program of ours that the daemon starts and means to outlive: started, signalled and reaped by a pidfd.
+"""A program of ours that the daemon starts and means to outlive: started, killed and reaped by a pidfd.
 
 If the daemon is killed first, the next one finds it by its tag. When the daemon reloads it stays our child. What
 systemd says to the daemon is not said to it.
@@ -43,10 +43,11 @@ class Child:
         self._held.close()
         return code
 
-    def signal(self, number: int) -> None:
-        """Send a signal to the group; nothing happens when its leader is gone."""
+    def kill(self) -> None:
+        """Kill the group; nothing happens when its leader is gone. Another signal would be lost to a process that is
+        the init of a sandbox and has no handler yet: it is told by what it holds of us."""
         if self._held.send_signal(0):
-            os.killpg(self.pid, number)
+            os.killpg(self.pid, signal.SIGKILL)
 
 
 async def kill_leftovers(tag: str) -> None:

@@ -49,9 +49,6 @@ BUILD_TMP_LIMIT_BYTES = 2 * 1024 * 1024 * 1024
 #: What a door imports and is not ours; where these are is what else it depends on.
 DOOR_LIBRARIES = ("hypercorn", "starlette", "uvloop", "orjson")
 
-#: Signals to a door's process group that are for the door, and not for the bubblewrap around it.
-DOOR_SIGNALS = "TERM,USR1"
-
 #: A working bubblewrap answers in 40 ms; one that has not by now hangs.
 PROBE_TIMEOUT_S = 2.0
 
@@ -290,8 +287,9 @@ def build_argv(
 def door_argv(isolation: Isolation, program: Sequence[str], tag: str) -> Command:
     """The command that runs `program`, a Python of ours with arguments, where it sees its own code and nothing else.
 
-    It keeps the network, what descriptors it is passed, and its process group, to which it must be signalled:
-    bubblewrap stays in there, and leaves when it has. `tag` is `NAME=value`.
+    It keeps the network, what descriptors it is passed, and its process group, as which it must be killed:
+    bubblewrap stays in there, and leaves when it has, but not for a SIGTERM to all of them, which the program may have
+    a better answer to. `tag` is `NAME=value`.
     """
     if isolation.mode != "bwrap":
         return Command(list(program), b"", {}, "/")
@@ -306,8 +304,7 @@ def door_argv(isolation: Isolation, program: Sequence[str], tag: str) -> Command
     args += root_of(binds, network=True, tmp_limit_bytes=TMP_LIMIT_BYTES)
     args += [*sealed(), "--chdir", "/", *_environment(env)]
     return Command(
-        ["/usr/bin/env", f"--ignore-signal={DOOR_SIGNALS}", str(isolation.bwrap_path), "--args", ARGS_FD, "--",
-         *program],
+        ["/usr/bin/env", "--ignore-signal=TERM", str(isolation.bwrap_path), "--args", ARGS_FD, "--", *program],
         _joined(args), {}, "/", data=_data(isolation, "door", network=True))
 
 

@@ -2,8 +2,9 @@
 
 An error carries `data.code`, a code of `orpheusd.errors`. A stream is a request whose answer is preceded by
 notifications named `<method>.event` that carry the request's id. A client that speaks for many, as a front door does,
-says with the notification `gone` that whoever asked a request has left; its answer may still come. This file makes and
-reads the objects; it owns no socket and no codec.
+says with the notification `gone` that whoever asked a request has left; its answer may still come. What the daemon
+wants of a front door it says with the notifications `drain` and `stop`, after all that it has said before. This file
+makes and reads the objects; it owns no socket and no codec.
 """
 
 from typing import Any, NamedTuple
@@ -15,6 +16,10 @@ FRAME_LIMIT_BYTES = 16 * 1024 * 1024
 
 #: The client's one notification: `{"id": …}` of a request whose caller has left.
 GONE = "gone"
+
+#: What a front door is told: to accept nobody, and to leave when everybody it had accepted was answered; and to leave
+#: within its grace.
+DRAIN, STOP = "drain", "stop"
 
 PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
@@ -62,6 +67,11 @@ def request(id: str | int, method: str, params: dict[str, Any]) -> dict[str, Any
 
 def gone(id: str | int) -> dict[str, Any]:
     return {"jsonrpc": "2.0", "method": GONE, "params": {"id": id}}
+
+
+def order(name: str) -> dict[str, Any]:
+    """DRAIN or STOP."""
+    return {"jsonrpc": "2.0", "method": name, "params": {}}
 
 
 def answer(id: str | int | None, result: Any) -> dict[str, Any]:

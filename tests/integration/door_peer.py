@@ -12,17 +12,21 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 from orpheusd.errors import OrpheusError
-from orpheusd.wire.control import answer, event, refusal
+from orpheusd.operations import Access
+from orpheusd.process.sandbox import Isolation, door_argv
+from orpheusd.wire.control import answer, event, order, refusal
 from tests.eventually import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 EXIT_TIMEOUT_S = 15.0
+
+PLAIN = Isolation("none", "", None)
 
 Script = Callable[["Peer", Any, dict[str, Any]], None]
 
@@ -106,9 +110,13 @@ class Peer:
 class DoorProcess:
     """One door with its peer. Invariant: after `close` neither is left."""
 
-    def __init__(self, log: Path, token: str | None = None, **limits: float) -> None:
-        """`token` makes it a door that serves changes."""
+    def __init__(self, log: Path, token: str | None = None, guard: Collection[Access] = (),
+                 isolation: Isolation = PLAIN, told: str | None = None, **limits: float) -> None:
+        """`token` is for what is of an access class in `guard`. `told` is an order that was said before the door is
+        started."""
         self.peer = Peer()
+        if told is not None:
+            self.peer.send(order(told))
         self.listeners = [socket.create_server(("127.0.0.1", 0), backlog=1024),
                           socket.create_server(("::1", 0), family=socket.AF_INET6)]
         self.port, self.port6 = (one.getsockname()[1] for one in self.listeners)
@@ -119,16 +127,17 @@ class DoorProcess:
         argv = [sys.executable, "-m", "orpheusd.doors.http", "--control-fd", str(control)]
         argv += [word for fd in listening for word in ("--listen-fd", str(fd))]
         argv += [word for name, value in limits.items() for word in ("--limit", f"{name}={value}")]
+        argv += [word for access in guard for word in ("--guard", access.value)]
         if token is not None:
             digest, end = os.pipe()
             os.write(end, hashlib.sha256(token.encode()).digest())
             os.close(end)
             fds.append(digest)
             argv += ["--token-fd", str(digest)]
-        with log.open("ab") as stderr:
+        with log.open("ab") as stderr, door_argv(isolation, argv, "ORPHEUS_DOOR_OF=test").opened() as (argv, more):
             self.process = subprocess.Popen(
-                argv, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, pass_fds=fds, stdin=subprocess.DEVNULL,
-                stderr=stderr)
+                argv, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, pass_fds=(*fds, *more),
+                stdin=subprocess.DEVNULL, stderr=stderr)
         self.peer.door_end.close()
         if token is not None:
             os.close(digest)
@@ -161,6 +170,10 @@ class DoorProcess:
         with self.connect() as client:
             client.sendall(request)
             return first_answer(client)
+
+    def until_up(self) -> None:
+        """Returns when the door has answered somebody: what its clients do from now on it sees as it happens."""
+        assert self.exchange(b"GET /up HTTP/1.1\r\nHost: localhost\r\n\r\n").startswith(b"HTTP/1.1 404 ")
 
     def rss_bytes(self) -> int:
         return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * resource.getpagesize()

@@ -15,6 +15,7 @@ from orpheusd.doors.http.client import ControlClient
 from orpheusd.doors.http.limits import Limits
 from orpheusd.doors.http.routes import Path, routes
 from orpheusd.doors.http.streams import Room
+from orpheusd.doors.http.waits import Waits
 from orpheusd.operations import Access
 
 #: RFC 9110 and its kin, and two that nobody has.
@@ -23,6 +24,17 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", 
 UNKNOWN = "/v1/no-such-path"
 TOKEN = "w" * 43
 RUN = b'{"input":{"leave":"an effect"}}'
+
+
+#: The access classes that need the token.
+Guarded = frozenset[Access]
+#: Each that a daemon's settings can make, under the settings' names.
+SETTINGS: dict[tuple[str, ...], Guarded] = {
+    (): frozenset(),
+    ("--http-admin",): frozenset({Access.ADMIN}),
+    ("--http-require-token",): frozenset({Access.READ, Access.RUN}),
+    ("--http-require-token", "--http-admin"): frozenset(Access),
+}
 
 
 class Cell(NamedTuple):
@@ -45,27 +57,28 @@ class Refusal(NamedTuple):
     answers, None where the request is not wrong; `body` says whether every method gets one."""
 
     headers: Mapping[str, str | None]
-    status: Callable[[Cell, bool], int | None]
+    status: Callable[[Cell, Guarded], int | None]
     body: bool = False
 
 
-def _always(status: int) -> Callable[[Cell, bool], int]:
+def _always(status: int) -> Callable[[Cell, Guarded], int]:
     """Refused before anybody looks where it goes."""
-    return lambda _cell, _admin: status
+    return lambda _cell, _guarded: status
 
 
-def _content_type(cell: Cell, _admin: bool) -> int | None:
+def _content_type(cell: Cell, _guarded: Guarded) -> int | None:
     return 415 if cell.method == "POST" else cell.missing or 400
 
 
-def _bundle(cell: Cell, admin: bool) -> int | None:
-    return None if cell.path == "/v1/deploy" else _content_type(cell, admin)
+def _bundle(cell: Cell, guarded: Guarded) -> int | None:
+    return None if cell.path == "/v1/deploy" else _content_type(cell, guarded)
 
 
-def _token(status: int) -> Callable[[Cell, bool], int | None]:
-    """What is not a change is open (security.md, 1); where changes are not served, no token lets one through."""
-    def told(cell: Cell, admin: bool) -> int | None:
-        return cell.missing or (None if cell.access is not Access.ADMIN else status if admin else 403)
+def _token(status: int) -> Callable[[Cell, Guarded], int | None]:
+    """What is neither guarded nor a change is open (security.md, 1); where changes are not served, no token lets one
+    through."""
+    def told(cell: Cell, guarded: Guarded) -> int | None:
+        return cell.missing or (status if cell.access in guarded else 403 if cell.access is Access.ADMIN else None)
     return told
 
 
@@ -93,13 +106,13 @@ REFUSALS: dict[str, Refusal] = {
 }
 
 
-def served(admin: bool) -> dict[str, dict[str, Access]]:
+def served(guarded: Guarded) -> dict[str, dict[str, Access]]:
     """The paths of the door, and who may use which of their methods. Raises AssertionError for a route that does not
     say so."""
     async def made() -> dict[str, dict[str, Access]]:
         limits = Limits()
-        client = ControlClient(Room(limits.stream_queue_bytes, limits.streams_bytes), on_lost=lambda: None)
-        return access_of(routes(client, limits, Bearer(b"") if admin else None).routes)
+        client = ControlClient(Room(limits.stream_queue_bytes, limits.streams_bytes), on_lost=lambda: None, orders={})
+        return access_of(routes(client, limits, Bearer(b"", guarded), Waits()).routes)
     return asyncio.run(made())
 
 
@@ -113,8 +126,8 @@ def access_of(found: list[object]) -> dict[str, dict[str, Access]]:
     return said
 
 
-def cells(admin: bool) -> Iterator[Cell]:
-    for path, methods in {**served(admin), UNKNOWN: {}}.items():
+def cells(guarded: Guarded) -> Iterator[Cell]:
+    for path, methods in {**served(guarded), UNKNOWN: {}}.items():
         for method in METHODS:
             yield Cell(path, method, methods.get("GET" if method == "HEAD" else method))
 

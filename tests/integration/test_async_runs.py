@@ -182,6 +182,15 @@ def test_a_retry_is_a_new_run_of_the_same(daemon: Daemon, agent: str) -> None:
     assert (printed.returncode, json.loads(printed.stdout)["n"]) == (0, 9)
     with httpx.Client(base_url=daemon.http or "", timeout=40) as http:
         assert http.post(f"/v1/runs/{first}/retry").json()["result"]["n"] == 9
+        streamed = http.post(f"/v1/runs/{first}/retry", headers={"Accept": "text/event-stream"})
+        assert streamed.headers["content-type"] == "text/event-stream"
+        names = [line.removeprefix("event: ") for line in streamed.text.splitlines() if line.startswith("event: ")]
+        assert (names[0], names[-1]) == ("accepted", "result")
+        assert json.loads(streamed.text.rstrip().rpartition("data: ")[2])["result"]["n"] == 9
+        refused = http.post(f"/v1/runs/{first}/retry?stream=true")
+        assert refused.status_code == 400 and "Accept: text/event-stream" in refused.json()["error"]
+        missing = http.post("/v1/runs/r-none/retry", headers={"Accept": "text/event-stream"})
+        assert (missing.status_code, missing.json()["code"]) == (404, "not-found")
 
 
 def test_a_retry_needs_an_end_and_the_whole_input(daemon: Daemon, agent: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from orpheusd.doors.connection import IN_FLIGHT_LIMIT
 from tests.daemon import ROOT, Daemon, write_agent
 from tests.eventually import eventually
 
@@ -183,3 +184,18 @@ def test_who_leaves_before_the_run_has_begun(daemon: Daemon, workspace: Path) ->
         (workspace / "home.go").touch()
         assert home.receive()["result"]["result"] == {"name": "home"}
     assert not (workspace / "waits.began").exists()
+
+
+def test_who_leaves_a_read_that_waits_leaves_nothing_behind(daemon: Daemon, workspace: Path) -> None:
+    """More of them than the door has connections, and than the daemon takes requests of one connection at a time."""
+    assert daemon.http
+    host, port = daemon.http.removeprefix("http://").split(":")
+    run_id = daemon.call("run", agent=NAME, input={"name": "awaited"}, detach=True)["request_id"]
+    begun(workspace, "awaited")
+    for _ in range(IN_FLIGHT_LIMIT + 1):
+        with socket.create_connection((host, int(port)), 20) as client:
+            client.sendall(f"GET /v1/runs/{run_id}?wait=60 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    answer = httpx.get(f"{daemon.http}/v1/runs/{run_id}", timeout=10)
+    assert (answer.status_code, answer.json()["state"]) == (200, "started")
+    (workspace / "awaited.go").touch()
+    assert end_of(daemon, "awaited") == "completed"

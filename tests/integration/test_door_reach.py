@@ -1,4 +1,5 @@
-"""What an agent reaches at the HTTP door of its own host: with the network all that is open, without it nothing.
+"""What an agent reaches at the HTTP door of its own host: with the network all that is open, without it nothing, and
+nothing where all of it needs the token.
 
 docs/security.md says so where a reader decides whom to trust with whom; this is its proof. What an agent can do to
 its sandbox is in test_escape_probes.py.
@@ -14,6 +15,7 @@ from orpheusd.operations import OPERATIONS, Access, Operation
 from orpheusd.process import sandbox
 from tests.daemon import Daemon, write_agent
 from tests.eventually import eventually
+from tests.integration.http_walk import SETTINGS, Guarded
 from tests.integration.test_http_changes import make_token
 
 OPEN = [one for one in OPERATIONS if one.http and one.access is not Access.ADMIN]
@@ -46,10 +48,10 @@ def handler(input_data):
 
 
 class House(NamedTuple):
-    """`run_id` is a run of the neighbour's that has ended, in its session `one`."""
+    """`run_id` is a run of the neighbour's that has ended, in its session `one`. `guarded` is what needs the token."""
 
     daemon: Daemon
-    changes: bool
+    guarded: Guarded
     run_id: str
 
     def asks(self, agent: str, method: str, path: str, body: Any = None) -> tuple[int, str]:
@@ -66,38 +68,38 @@ class House(NamedTuple):
         return self.asks(agent, method, filled, {"input": 1} if operation.name == "run" else None)[0]
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["without changes", "with changes"])
+@pytest.fixture(scope="module", params=SETTINGS, ids=lambda flags: " ".join(flags) or "no flag")
 def house(request: pytest.FixtureRequest) -> Iterator[House]:
     if (isolation := sandbox.detect("auto")).mode != "bwrap":
         pytest.skip(isolation.reason)
-    daemon = Daemon(*(["--http-admin"] if request.param else []))
+    daemon = Daemon(*request.param)
     try:
-        if request.param:
-            daemon.state_dir.mkdir(mode=0o700)
-            make_token(daemon)
+        daemon.state_dir.mkdir(mode=0o700)
+        make_token(daemon)
         daemon.start()
         agents = daemon.directory / "agents"
         daemon.deploy(write_agent(agents / "curious", CURIOUS))
         daemon.deploy(write_agent(agents / "closed", CURIOUS, network=False))
         daemon.deploy(write_agent(agents / "neighbour", NEIGHBOUR))
         told = daemon.call("run", agent="neighbour", input=SECRET, session_id="one")
-        yield House(daemon, request.param, told["request_id"])
+        yield House(daemon, SETTINGS[request.param], told["request_id"])
     finally:
         daemon.close()
 
 
 @pytest.mark.parametrize("operation", OPEN, ids=lambda one: one.name)
-def test_an_agent_with_the_network_may_read_and_run(house: House, operation: Operation) -> None:
+def test_an_agent_with_the_network_may_read_and_run_what_is_open(house: House, operation: Operation) -> None:
     # fault 29
     # A run that has ended is no longer there to be cancelled; one that goes on is, below.
-    assert house.tries("curious", operation) == (404 if operation.name == "run.cancel" else 200)
+    there = 404 if operation.name == "run.cancel" else 200
+    assert house.tries("curious", operation) == (401 if operation.access in house.guarded else there)
 
 
 @pytest.mark.parametrize("operation", CHANGES, ids=lambda one: one.name)
 def test_an_agent_changes_nothing_without_the_token(house: House, operation: Operation) -> None:
     # fault 29
     before = house.daemon.call("agent.show", agent="neighbour")["version"]
-    assert house.tries("curious", operation) == (401 if house.changes else 403)
+    assert house.tries("curious", operation) == (401 if Access.ADMIN in house.guarded else 403)
     assert house.daemon.call("agent.show", agent="neighbour")["version"] == before
 
 
@@ -108,6 +110,9 @@ def test_an_agent_without_the_network_reaches_nothing(house: House, operation: O
 
 
 def test_an_agent_with_the_network_reads_what_others_were_told(house: House) -> None:
+    if Access.READ in house.guarded:
+        assert SECRET not in house.asks("curious", "GET", f"/v1/runs/{house.run_id}")[1]
+        return
     status, text = house.asks("curious", "GET", f"/v1/runs/{house.run_id}")
     run = json.loads(text)
     assert (status, run["input"], run["result"]) == (200, SECRET, ["the neighbour heard", SECRET])
@@ -118,6 +123,10 @@ def test_an_agent_with_the_network_stops_what_others_do(house: House, how: str) 
     call = house.daemon.call
     run_id = call("run", agent="neighbour", input="wait", session_id=how, detach=True)["request_id"]
     eventually(lambda: call("run.show", run_id=run_id)["state"] == "started")
+    if Access.RUN in house.guarded:
+        assert house.asks("curious", "POST", f"/v1/runs/{run_id}/cancel")[0] == 401
+        call("run.cancel", run_id=run_id)
+        return
     if how == "cancels":
         status, text = house.asks("curious", "POST", f"/v1/runs/{run_id}/cancel")
         assert (status, json.loads(text)["cancelled"]) == (200, True)

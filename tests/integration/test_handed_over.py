@@ -68,9 +68,12 @@ class Giver:
                 return said
 
     def stop(self) -> int:
+        """Its exit code. Raises AssertionError when a door had to be killed."""
         assert self.process is not None
         self.process.terminate()
-        return self.process.wait(STOP_TIMEOUT_S)
+        code = self.process.wait(STOP_TIMEOUT_S)
+        assert "a front door did not leave" not in (self.directory / "orpheusd.log").read_text()
+        return code
 
     def ask(self, agent: str, at: int = 0, **input: Any) -> int:
         """The status of one run over HTTP, at one of its addresses."""

@@ -113,7 +113,8 @@ def test_without_the_token_nothing_is_changed(
 
 
 def test_a_flood_of_wrong_tokens_is_said_briefly(tmp_path: Path) -> None:
-    with DoorProcess(tmp_path / "log", token="t" * 43) as door, httpx.Client(base_url=door.url, timeout=20) as client:
+    with (DoorProcess(tmp_path / "log", token="t" * 43, guard=[Access.ADMIN]) as door,
+          httpx.Client(base_url=door.url, timeout=20) as client):
         started = time.monotonic()
         assert client.post("/v1/reload").status_code == 401
         for number in range(300):
@@ -121,8 +122,8 @@ def test_a_flood_of_wrong_tokens_is_said_briefly(tmp_path: Path) -> None:
             assert client.post("/v1/reload", headers=wrong).status_code == 403
         windows = 1 + (time.monotonic() - started) // WINDOW_S
         assert door.peer.requests == []
-        assert "WARNING: a change over HTTP was refused: it had no token\n" in door.log
-        assert "WARNING: a change over HTTP was refused: its token is wrong\n" in door.log
+        assert "WARNING: a request over HTTP was refused: it had no token\n" in door.log
+        assert "WARNING: a request over HTTP was refused: its token is wrong\n" in door.log
         assert len(door.log.splitlines()) <= windows * (WINDOW_LIMIT + 1) and "wrong-" not in door.log
 
 
@@ -215,7 +216,7 @@ def test_without_a_token_file_that_is_private_changes_are_refused(
     house = new_daemon("--http-admin", directory=directory)
     answer = httpx.post(f"{house.http}/v1/agents/absent/restart", headers={"Authorization": f"Bearer {token}"})
     assert (answer.status_code, answer.json()["code"]) == (403, "permission-denied")
-    assert "changes over HTTP are refused" in house.log and "--make-token" in house.log
+    assert "what needs the token is refused over HTTP" in house.log and "--make-token" in house.log
 
 
 def test_a_new_token_takes_the_place_of_the_old_one(new_daemon: Callable[..., Daemon]) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from orpheusd.doors.token import make_token
 from orpheusd.errors import OrpheusError
-from orpheusd.operations import OPERATIONS, Access, Operation
+from orpheusd.operations import BY_NAME, OPERATIONS, Access, Operation
 from tests.daemon import Daemon, bundle, environment, write_agent
 
 HOOKS = Path(__file__).with_name("document_hooks.py")
@@ -179,6 +179,19 @@ def test_the_document_is_true_of_changes_that_are_not_served(
     told = ask(house, tmp_path, "", 6, "--generation-deterministic", *only)
     check(house, told)
     assert {answer.split()[-2] for answer in told.answers} == {"403", "405"}
+
+
+def test_the_document_is_true_where_all_of_it_needs_the_token(tmp_path: Path) -> None:
+    house = Daemon("--http-require-token")
+    try:
+        token = make_token(house.state_dir).read_text().strip()
+        asked = [BY_NAME[name] for name in ("health", "run", "agent.list")]
+        only = [f"--include-operation-id={one.name}" for one in asked]
+        told = ask(house.start(), tmp_path, token, 6, "--generation-deterministic", *only)
+        check(house, told, *asked)
+        assert {f"{one.name} 401 {JSON}" for one in asked} <= told.answers.keys()
+    finally:
+        house.close()
 
 
 @pytest.mark.slow

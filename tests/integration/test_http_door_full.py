@@ -3,14 +3,17 @@
 import json
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
+from orpheusd.operations import Access
 from tests.eventually import eventually
 from tests.integration.door_peer import (
     DoorProcess,
@@ -25,6 +28,7 @@ from tests.integration.door_peer import (
 
 BODY = b'{"input":1}'
 HEALTH = b"GET /v1/health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+WAIT = b"GET /v1/runs/r-1?wait=60 HTTP/1.1\r\nHost: localhost\r\n\r\n"
 MIB = 1024 * 1024
 #: No deadline of the door makes room while a test waits.
 PATIENT = {"header_deadline_s": 600.0, "body_deadline_s": 600.0, "keep_alive_s": 600.0, "linger_s": 600.0,
@@ -64,7 +68,8 @@ FILLED: dict[str, Callable[[socket.socket], None]] = {
 @pytest.mark.parametrize("kind", FILLED)
 def test_a_full_door_serves_who_comes(tmp_path: Path, kind: str) -> None:
     # fault 63: also those that come together, of whom none is let go for another
-    with DoorProcess(tmp_path / "log", token="t", connections=8, **PATIENT) as door, door.clients(8) as clients:
+    with (DoorProcess(tmp_path / "log", token="t", guard=[Access.ADMIN], connections=8, **PATIENT) as door,
+          door.clients(8) as clients):
         for client in clients:
             FILLED[kind](client)
         with come(door, *[HEALTH] * 30) as newcomers:
@@ -85,7 +90,9 @@ def test_who_was_sending_a_body_is_told_to_try_again(tmp_path: Path) -> None:
 
 def test_the_idle_go_first_then_heads_then_bodies(tmp_path: Path) -> None:
     """Each newcomer has a run that goes on, so that the next one needs the place of another."""
-    with DoorProcess(tmp_path / "log", connections=4, **PATIENT) as door, door.clients(4) as (body, spoke, head, last):
+    with DoorProcess(tmp_path / "log", connections=4, **PATIENT) as door, ExitStack() as stack:
+        door.until_up()
+        body, spoke, head, last = stack.enter_context(door.clients(4))
         door.peer.scripts["run"] = never
         for client in (spoke, body):
             silent_body(client)
@@ -94,16 +101,17 @@ def test_the_idle_go_first_then_heads_then_bodies(tmp_path: Path) -> None:
         head.sendall(b"GET")
         assert until_quiet_for(head, 0.3) == b""
         idle(last)
-        with ExitStack() as stack:
-            for number, gone in enumerate((last, head, body, spoke), 1):
-                stack.enter_context(come(door, post(BODY)))
-                door.peer.awaited("run", number)
-                assert (b" 503 " in until_closed(gone)) == (gone in (body, spoke))
+        for number, gone in enumerate((last, head, body, spoke), 1):
+            stack.enter_context(come(door, post(BODY)))
+            door.peer.awaited("run", number)
+            assert (b" 503 " in until_closed(gone)) == (gone in (body, spoke))
 
 
 @pytest.mark.parametrize("first", ["who waits", "who comes"])
 def test_who_has_spoken_in_time_stays_although_the_door_was_slow(tmp_path: Path, first: str) -> None:
-    with DoorProcess(tmp_path / "log", connections=1, **PATIENT) as door, door.connect() as client:
+    with DoorProcess(tmp_path / "log", connections=1, **PATIENT) as door, ExitStack() as stack:
+        door.until_up()
+        client = stack.enter_context(door.connect())
         client.sendall(HEALTH[:9])
         assert until_quiet_for(client, 0.4) == b""
         door.process.send_signal(signal.SIGSTOP)
@@ -147,6 +155,80 @@ def test_a_run_that_goes_on_is_never_let_go(tmp_path: Path) -> None:
             while b"event: result" not in received:
                 received += runs[2].recv(65536)
             assert first_answer(fifth).startswith(b"HTTP/1.1 200 "), "there is room again"
+
+
+def show(peer: Peer, id: int, params: dict[str, object]) -> None:
+    """A run that goes on for longer than anybody waits."""
+    if not params.get("wait"):
+        peer.answer(id, {"state": "started"})
+
+
+def test_reads_that_wait_are_answered_early_for_who_comes(tmp_path: Path) -> None:
+    with DoorProcess(tmp_path / "log", connections=8, **PATIENT) as door, door.clients(8) as clients:
+        door.peer.scripts["run.show"] = show
+        for number, client in enumerate(clients, 1):
+            client.sendall(WAIT)
+            door.peer.awaited("run.show", number)
+        with come(door, HEALTH) as (newcomer,):
+            assert first_answer(newcomer).startswith(b"HTTP/1.1 200 ")
+        head, _, body = until_closed(clients[0]).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 ") and b"\r\nconnection: close\r\n" in head.lower() + b"\r\n"
+        assert json.loads(body) == {"state": "started"}
+        assert until_quiet_for(clients[1], 0.3) == b"", "one goes for one that comes, and it is the first"
+        with come(door, *[HEALTH] * 10) as newcomers:
+            for newcomer in newcomers:
+                assert first_answer(newcomer).startswith(b"HTTP/1.1 200 ")
+        assert door.log == ""
+
+
+def test_reads_that_wait_again_and_again_keep_nobody_out(tmp_path: Path) -> None:
+    """Each client asks again as soon as it was answered, over a connection of its own; they are many for one that
+    comes."""
+    over = threading.Event()
+
+    def waits_on(door: DoorProcess) -> None:
+        while not over.is_set():
+            with suppress(OSError), door.connect(20) as client:
+                client.sendall(WAIT)
+                first_answer(client)
+
+    with DoorProcess(tmp_path / "log", connections=8, **PATIENT) as door, ThreadPoolExecutor(16) as pool:
+        door.peer.scripts["run.show"] = show
+        for _ in range(16):
+            pool.submit(waits_on, door)
+        try:
+            door.peer.awaited("run.show", 8)
+            for _ in range(3):
+                assert httpx.get(f"{door.url}/v1/health", timeout=20).status_code == 200
+        finally:
+            over.set()
+            door.peer.on("run.show", {})
+            for call in list(door.peer.requests):
+                if call["method"] == "run.show":
+                    door.peer.answer(call["id"], {})
+
+
+def test_no_wait_is_cut_short_while_somebody_can_go(tmp_path: Path) -> None:
+    with DoorProcess(tmp_path / "log", connections=2, **PATIENT) as door, door.clients(2) as (waits, other):
+        door.peer.scripts["run.show"] = show
+        waits.sendall(WAIT)
+        call = door.peer.awaited("run.show")[0]["id"]
+        idle(other)
+        for _ in range(20):  # each in the place of the one before
+            assert httpx.get(f"{door.url}/v1/health", timeout=5).status_code == 200
+        door.peer.answer(call, {"state": "completed"})
+        assert first_answer(waits).endswith(b'{"state":"completed"}')
+
+
+def test_who_leaves_a_wait_leaves_no_connection_behind(tmp_path: Path) -> None:
+    with DoorProcess(tmp_path / "log", connections=1, **PATIENT) as door:
+        door.peer.scripts["run.show"] = never
+        for number in range(1, 4):
+            with door.connect() as client:
+                client.sendall(WAIT)
+                call = door.peer.awaited("run.show", number)[-1]["id"]
+            assert door.peer.awaited("gone", number)[-1]["params"] == {"id": call}
+        assert httpx.get(f"{door.url}/v1/health", timeout=5).status_code == 200
 
 
 def test_who_reads_its_answer_slowly_gets_all_of_it(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""How the HTTP door ends: with its daemon, by SIGTERM, and in bounded time whatever its clients do."""
+"""How the HTTP door ends: with its daemon, when that tells it to, and in bounded time whatever its clients do."""
 
 import json
 import signal
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+from orpheusd.process.sandbox import detect
+from orpheusd.wire.control import DRAIN, STOP, order
 from tests.eventually import eventually
 from tests.integration.door_peer import (
     DoorProcess,
@@ -28,7 +31,17 @@ BODY = b'{"input":1}'
 RUN = "/v1/agents/a/run"
 
 
-def test_sigterm_finishes_what_is_being_answered_and_ends_streams(tmp_path: Path) -> None:
+def told_to_stop(door: DoorProcess) -> None:
+    door.peer.send(order(STOP))
+
+
+def terminated(door: DoorProcess) -> None:
+    door.process.send_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("tell", [told_to_stop, terminated])
+def test_stop_finishes_what_is_being_answered_and_ends_streams(
+        tmp_path: Path, tell: Callable[[DoorProcess], None]) -> None:
     # faults 43, 46
     with DoorProcess(tmp_path / "log") as door:
         door.peer.scripts["run"] = never
@@ -43,7 +56,7 @@ def test_sigterm_finishes_what_is_being_answered_and_ends_streams(tmp_path: Path
             while b"event: output" not in stream.recv(1000):
                 pass
             for _ in range(100):
-                door.process.send_signal(signal.SIGTERM)
+                tell(door)
             assert until_closed(idle) == b""
             assert b'"code":"draining"' in until_closed(stream)
             assert door.process.poll() is None, "a request is still being answered"
@@ -53,7 +66,7 @@ def test_sigterm_finishes_what_is_being_answered_and_ends_streams(tmp_path: Path
         assert door.log == ""
 
 
-def test_sigterm_accepts_nobody_new(tmp_path: Path) -> None:
+def test_stop_accepts_nobody_new(tmp_path: Path) -> None:
     with DoorProcess(tmp_path / "log") as door:
         door.peer.scripts["run"] = never
         with door.connect() as plain, door.connect() as idle:
@@ -61,8 +74,8 @@ def test_sigterm_accepts_nobody_new(tmp_path: Path) -> None:
             first_answer(idle)
             plain.sendall(post(BODY))
             call = door.peer.awaited("run")[0]["id"]
-            door.process.send_signal(signal.SIGTERM)
-            assert until_closed(idle) == b"", "the door has seen the signal"
+            told_to_stop(door)
+            assert until_closed(idle) == b"", "the door has heard it"
             with door.connect(0.3) as new:  # into the backlog, for the next door
                 new.sendall(post(BODY))
                 assert until_quiet(new) == b""
@@ -72,7 +85,7 @@ def test_sigterm_accepts_nobody_new(tmp_path: Path) -> None:
         assert [one["method"] for one in door.peer.requests].count("run") == 1, "the backlog is for the next door"
 
 
-def test_sigterm_ends_within_the_grace_under_load(tmp_path: Path) -> None:
+def test_stop_ends_within_the_grace_under_load(tmp_path: Path) -> None:
     """Streams that are read and that are not, runs that never end, readers that never read, half requests."""
     # fault 46
     with DoorProcess(tmp_path / "log", grace_s=0.5) as door, door.clients(120, receive_bytes=4096) as clients:
@@ -88,9 +101,43 @@ def test_sigterm_ends_within_the_grace_under_load(tmp_path: Path) -> None:
             if request["params"].get("stream"):
                 door.peer.event(request["id"], "output", "x" * 500_000, 0)
         started = time.monotonic()
-        door.process.send_signal(signal.SIGTERM)
+        told_to_stop(door)
         assert door.exit_code() == 0
         assert time.monotonic() - started < 3
+        assert door.log == ""
+
+
+def test_drain_answers_all_who_were_accepted_and_nobody_else(tmp_path: Path) -> None:
+    with DoorProcess(tmp_path / "log", grace_s=0.1) as door:
+        door.peer.scripts["run"] = never
+        with door.connect() as plain, door.connect() as stream, door.connect() as idle:
+            idle.sendall(b"GET /v1/health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            first_answer(idle)
+            plain.sendall(post(BODY))
+            stream.sendall(post(BODY, b"Accept: text/event-stream"))
+            calls = [call["id"] for call in door.peer.awaited("run", 2)]
+            for _ in range(100):
+                door.peer.send(order(DRAIN))
+            assert until_closed(idle) == b"", "the door has heard it"
+            with door.connect(0.3) as new:  # into the backlog, for the next door
+                new.sendall(post(BODY))
+                assert until_quiet(new) == b""
+            assert door.process.poll() is None, "there is no grace after which it would leave"
+            for call in calls:
+                door.peer.answer(call, run_result(result="in time"))
+            assert b'"in time"' in until_closed(plain)
+            assert b'"in time"' in until_closed(stream)
+        assert door.exit_code() == 0
+
+
+@pytest.mark.parametrize("name", [DRAIN, STOP])
+@pytest.mark.parametrize("wanted", ["auto", "none"])
+def test_a_door_that_is_not_up_yet_leaves_when_it_is(tmp_path: Path, wanted: str, name: str) -> None:
+    isolation = detect(wanted)
+    if isolation.mode == "none" and wanted == "auto":
+        pytest.skip(isolation.reason)
+    with DoorProcess(tmp_path / "log", isolation=isolation, told=name) as door:
+        assert door.exit_code() == 0
         assert door.log == ""
 
 

@@ -22,9 +22,11 @@ from tests.integration.http_walk import (
     METHODS,
     REFUSALS,
     RUN,
+    SETTINGS,
     TOKEN,
     UNKNOWN,
     Cell,
+    Guarded,
     Refusal,
     access_of,
     cells,
@@ -32,8 +34,11 @@ from tests.integration.http_walk import (
     served,
 )
 
-BOTH = pytest.mark.parametrize("admin", [False, True], ids=["without changes", "with changes"])
+EACH = pytest.mark.parametrize("flags", SETTINGS, ids=lambda flags: " ".join(flags) or "no flag")
 REFUSED = pytest.mark.parametrize("refusal", REFUSALS.values(), ids=list(REFUSALS))
+#: For a daemon of paper.
+NAMES = {"agent": "a", "session_id": "s", "run_id": "r-1"}
+BODIES = {"/v1/agents/{agent}/run": RUN}
 #: The handler leaves something in its workspace, or goes on.
 AGENT = """
 import time
@@ -64,10 +69,11 @@ def answer(port: int, sent: bytes, is_head: bool) -> tuple[int, bytes]:
     return int(head[9:12]), body
 
 
-def walk(port: int, admin: bool, refusal: Refusal, names: dict[str, str], bodies: dict[str, bytes]) -> Iterator[Cell]:
+def walk(port: int, guarded: Guarded, refusal: Refusal, names: dict[str, str],
+         bodies: dict[str, bytes]) -> Iterator[Cell]:
     """Each cell once it has answered as it must."""
-    for cell in cells(admin):
-        expected = refusal.status(cell, admin)
+    for cell in cells(guarded):
+        expected = refusal.status(cell, guarded)
         if expected is None:
             continue
         sent = request(cell, place(cell, names), bodies.get(cell.path, b""), refusal)
@@ -84,36 +90,44 @@ def place(cell: Cell, names: dict[str, str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[bool, DoorProcess]]:
-    """One without changes, one with, each with a daemon of paper that writes down what it is asked."""
+def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, ...], DoorProcess]]:
+    """One for each setting, each with a daemon of paper that writes down what it is asked."""
     folder = tmp_path_factory.mktemp("doors")
-    with DoorProcess(folder / "plain") as plain, DoorProcess(folder / "admin", token=TOKEN) as admin:
-        yield {False: plain, True: admin}
+    with ExitStack() as stack:
+        yield {flags: stack.enter_context(DoorProcess(folder / "".join(("log", *flags)), token=TOKEN, guard=guarded))
+               for flags, guarded in SETTINGS.items()}
 
 
-@BOTH
+@EACH
 @REFUSED
-def test_the_daemon_is_not_asked(doors: dict[bool, DoorProcess], admin: bool, refusal: Refusal) -> None:
+def test_the_daemon_is_not_asked(
+        doors: dict[tuple[str, ...], DoorProcess], flags: tuple[str, ...], refusal: Refusal) -> None:
     # faults 68, 69
-    door = doors[admin]
+    door = doors[flags]
     door.peer.requests.clear()
-    names = {"agent": "a", "session_id": "s", "run_id": "r-1"}
     walked = []
-    for cell in walk(door.port, admin, refusal, names, {"/v1/agents/{agent}/run": RUN}):
+    for cell in walk(door.port, SETTINGS[flags], refusal, NAMES, BODIES):
         assert door.peer.requests == [], cell
         walked.append(cell)
     assert len(walked) >= len(METHODS)
     # what the door asks comes in the order in which it asks it
-    status, _ = answer(door.port, b"GET /v1/health HTTP/1.1\r\nHost: localhost\r\n\r\n", False)
+    status, _ = answer(door.port, request(Cell("/v1/health", "GET", Access.READ), "/v1/health", b"", None), False)
     assert (status, [one["method"] for one in door.peer.requests]) == (200, ["health"])
+
+
+def test_where_there_is_no_token_nobody_has_it(tmp_path: Path) -> None:
+    guarded = frozenset({Access.READ, Access.RUN})
+    with DoorProcess(tmp_path / "log", guard=guarded) as door:
+        for cell in walk(door.port, guarded, Refusal({}, lambda cell, _: cell.missing or 403), NAMES, BODIES):
+            assert door.peer.requests == [], cell
+        assert door.log == ""
 
 
 class House:
     """A real daemon with an agent that leaves effects, and everything that can be changed over HTTP."""
 
-    def __init__(self, admin: bool, folder: Path) -> None:
-        self.admin = admin
-        self.daemon = Daemon(*(["--http-admin"] if admin else []))
+    def __init__(self, flags: tuple[str, ...], folder: Path) -> None:
+        self.daemon = Daemon(*flags)
         self.daemon.state_dir.mkdir(mode=0o700)
         token = self.daemon.state_dir / "token"
         token.touch(0o600)
@@ -147,21 +161,21 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def houses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[bool, House]]:
+def houses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, ...], House]]:
     with ExitStack() as stack:
-        made = {admin: House(admin, tmp_path_factory.mktemp("agents")) for admin in (False, True)}
+        made = {flags: House(flags, tmp_path_factory.mktemp("agents")) for flags in SETTINGS}
         for house in made.values():
             stack.callback(house.close)
         yield made
 
 
-@BOTH
+@EACH
 @REFUSED
-def test_nothing_is_left_of_it(houses: dict[bool, House], admin: bool, refusal: Refusal) -> None:
+def test_nothing_is_left_of_it(houses: dict[tuple[str, ...], House], flags: tuple[str, ...], refusal: Refusal) -> None:
     # fault 68
-    house = houses[admin]
+    house = houses[flags]
     before = house.look()
-    assert len(list(walk(house.port, admin, refusal, house.names, house.bodies))) >= len(METHODS)
+    assert len(list(walk(house.port, SETTINGS[flags], refusal, house.names, house.bodies))) >= len(METHODS)
     assert house.look() == before
 
 
@@ -173,7 +187,7 @@ EFFECTS = ("run", "run.retry", "run.cancel", "session.end", "workspace.clean", "
 def test_with_nothing_wrong_the_same_requests_have_effects(tmp_path: Path) -> None:
     """Else the tests above would pass whatever the door did."""
     assert set(EFFECTS) == {one.name for one in OPERATIONS if one.http and one.access is not Access.READ}
-    house = House(True, tmp_path)
+    house = House(("--http-require-token", "--http-admin"), tmp_path)
     try:
         for name in EFFECTS:
             method, path = BY_NAME[name].http or ("", "")
@@ -187,22 +201,23 @@ def test_with_nothing_wrong_the_same_requests_have_effects(tmp_path: Path) -> No
         house.close()
 
 
-@BOTH
-def test_every_route_says_who_may_use_it(admin: bool) -> None:
+@EACH
+def test_every_route_says_who_may_use_it(flags: tuple[str, ...]) -> None:
     rows = {(one.http[1], one.http[0]): one.access for one in OPERATIONS if one.http}
-    found = {(path, method): access for path, methods in served(admin).items() for method, access in methods.items()}
+    found = {(path, method): access for path, methods in served(SETTINGS[flags]).items()
+             for method, access in methods.items()}
     assert found == {**rows, ("/openapi.json", "GET"): Access.READ}
-    assert UNKNOWN not in served(admin)
+    assert UNKNOWN not in served(SETTINGS[flags])
 
 
 @pytest.mark.parametrize("access", [None, "read", "admin"])
-@BOTH
+@EACH
 def test_a_row_without_an_access_class_is_not_served(
-        monkeypatch: pytest.MonkeyPatch, admin: bool, access: Any) -> None:
+        monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], access: Any) -> None:
     extra = Operation("extra", access, "an operation that says nothing of who may use it", (), ("GET", "/v1/extra"))
     monkeypatch.setattr(routes_module, "OPERATIONS", (*OPERATIONS, extra))
     with pytest.raises(ValueError, match="extra is served over HTTP and does not say who may use it"):
-        served(admin)
+        served(SETTINGS[flags])
 
 
 def test_a_route_beside_the_table_does_not_pass() -> None:

@@ -19,6 +19,7 @@ EACH: dict[str, tuple[Any, str, Any]] = {
     "http": ("127.0.0.1:1001", "127.0.0.1:1002", "127.0.0.1:1003"),
     "http_doors": (2, "3", 4),
     "http_admin": (True, "no", True),
+    "http_require_token": (True, "no", True),
     "isolation": ("none", "bwrap", "auto"),
     "log_level": ("debug", "warning", "error"),
     "log_format": ("json", "text", "json"),
@@ -64,7 +65,7 @@ def test_the_file_then_the_environment_then_flags(name: str, tmp_path: Path) -> 
     file, environ = written(tmp_path, **{name: in_file}), {f"ORPHEUS_{name.upper()}": in_environ}
     kind = type(getattr(load({}, environ), name))
     assert getattr(load({"config": file}, {}), name) == (Path(in_file) if name.endswith("_dir") else in_file)
-    parsed = False if name in ("debug", "http_admin") else kind(in_environ)
+    parsed = False if name in ("debug", "http_admin", "http_require_token") else kind(in_environ)
     assert getattr(load({"config": file}, environ), name) == parsed
     assert getattr(load({"config": file, name: in_flags}, environ), name) == in_flags
     assert getattr(load({"config": file, name: None}, environ), name) == parsed

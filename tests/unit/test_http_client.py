@@ -5,6 +5,7 @@ import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -13,7 +14,7 @@ import uvloop
 from orpheusd.doors.http.client import ControlClient
 from orpheusd.doors.http.streams import Room
 from orpheusd.errors import OrpheusError
-from orpheusd.wire.control import answer, event, gone, refusal
+from orpheusd.wire.control import DRAIN, STOP, answer, event, gone, order, refusal
 
 TIMEOUT_S = 5.0
 
@@ -22,12 +23,14 @@ uvloop.new_event_loop().close()
 
 
 class Pair(NamedTuple):
-    """A client and the daemon's end of its connection. `lost` is set when the client says it lost it."""
+    """A client and the daemon's end of its connection. `lost` is set when the client says it lost it; `told` has the
+    orders it heard."""
 
     client: ControlClient
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     lost: asyncio.Event
+    told: asyncio.Queue[str]
 
     async def request(self) -> dict[str, Any]:
         frame: dict[str, Any] = json.loads(await self.reader.readline())
@@ -41,11 +44,13 @@ class Pair(NamedTuple):
 async def joined(room: Room | None = None) -> AsyncIterator[Pair]:
     ours, theirs = socket.socketpair()
     lost = asyncio.Event()
-    client = ControlClient(room or Room(1000, 5000), lost.set)
+    told: asyncio.Queue[str] = asyncio.Queue()
+    client = ControlClient(room or Room(1000, 5000), lost.set,
+                           {name: partial(told.put_nowait, name) for name in (DRAIN, STOP)})
     await asyncio.get_running_loop().create_unix_connection(lambda: client, sock=ours)
     reader, writer = await asyncio.open_unix_connection(sock=theirs, limit=2**25)
     try:
-        yield Pair(client, reader, writer, lost)
+        yield Pair(client, reader, writer, lost, told)
     finally:
         writer.close()
         client.close()
@@ -104,29 +109,18 @@ def test_an_answer_nobody_waits_for_any_more_is_dropped() -> None:
     play(scene)
 
 
-def test_catching_up_is_to_hear_all_that_was_said_before() -> None:
+@pytest.mark.parametrize("name", [DRAIN, STOP])
+def test_an_order_is_heard_after_all_that_was_said_before(name: str) -> None:
     # fault 46: a stream's result is not to be lost because the door was told to go
     async def scene() -> None:
         async with joined(Room(10**6, 10**6)) as pair:
             stream = pair.client.stream("run", {})
             id = (await pair.request())["id"]
             pair.say(*(event(id, "run", {"event": "output", "data": "x" * 5000, "seq": n}) for n in range(50)),
-                     answer(id, "the end"))
-            catching_up = asyncio.create_task(pair.client.catch_up(TIMEOUT_S))
-            pair.say(answer((await pair.request())["id"], {}))
-            await catching_up
+                     answer(id, "the end"), order(name))
+            assert await pair.told.get() == name
             assert stream.outcome == b'"the end"'
-
-    play(scene)
-
-
-def test_catching_up_with_a_daemon_that_is_stuck_or_gone_is_given_up() -> None:
-    async def scene() -> None:
-        async with joined() as pair:
-            await pair.client.catch_up(0.01)
-            pair.writer.close()
-            await pair.lost.wait()
-            await pair.client.catch_up(TIMEOUT_S)
+            assert not pair.lost.is_set()
 
     play(scene)
 

@@ -34,7 +34,8 @@ def test_every_parameter_has_one_place(operation: Operation) -> None:
     assert in_path == re.findall(r"{(\w+)}", operation.http[1])
     assert all(one["required"] for one in entry["parameters"] if one["in"] == "path")
     if operation.name != "run" and operation.access is not Access.ADMIN:
-        assert {one["name"] for one in entry["parameters"]} == {param.name for param in operation.params}
+        by_header = {"stream"} if operation.name == "run.retry" else set()
+        assert {one["name"] for one in entry["parameters"]} == {param.name for param in operation.params} - by_header
 
 
 def test_run_takes_headers_and_a_body() -> None:
@@ -47,6 +48,16 @@ def test_run_takes_headers_and_a_body() -> None:
         "input", "session_id", "affinity", "overlap", "require", "timeout_s", "idempotency_key"}
     statuses = {code: outcome.http_status for code, outcome in CODES.items()}
     assert {str(status) for status in statuses.values()} <= set(entry["responses"])
+
+
+@pytest.mark.parametrize("guarded", [(), (Access.ADMIN,), (Access.READ, Access.RUN), tuple(Access)])
+def test_what_needs_the_token_says_so_and_is_served(guarded: tuple[Access, ...]) -> None:
+    for operation in ROUTED:
+        assert operation.http
+        entry = document(guarded)["paths"][operation.http[1]][operation.http[0].lower()]
+        needs = operation.access in guarded
+        assert (entry.get("security") == [{"token": []}], "401" in entry["responses"]) == (needs, needs)
+        assert ("200" in entry["responses"]) == (needs or operation.access is not Access.ADMIN)
 
 
 def test_a_change_promises_no_success() -> None:

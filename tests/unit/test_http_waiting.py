@@ -23,6 +23,7 @@ def test_the_longest_wait_of_the_first_phase_that_had_its_patience(steps: list[t
         expected = [one for one in by_phase
                     if one is not None and now - since[one][0] > PATIENCE_S[phases[one]]]
         assert waiting.longest(now) == (expected[0] if expected else None)
+        assert waiting.somebody() == any(one is not None for one in by_phase)
 
 
 def test_nobody_who_is_being_answered_is_let_go() -> None:

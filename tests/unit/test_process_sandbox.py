@@ -187,7 +187,7 @@ def test_a_door_is_bound_its_code_and_nothing_else() -> None:
     assert {option for option, _ in binds(command).values()} == {"--ro-bind"}
     told = words(command)
     assert {"--unshare-user", "--unshare-pid", "--unshare-ipc", "--clearenv", "--as-pid-1"} <= set(told)
-    assert not {"--unshare-net", "--new-session"} & set(told), "it serves the network, and is signalled in its group"
+    assert not {"--unshare-net", "--new-session"} & set(told), "it serves the network, and is killed as a group"
     assert told[told.index("ORPHEUS_DOOR_OF") + 1] == "/run/orpheus"
     assert door_argv(NONE, program, "ORPHEUS_DOOR_OF=/run/orpheus").argv == program
 

@@ -1,5 +1,6 @@
 """Which settings a reload can change: the doors stay where they are, whatever words their address is given in."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,11 @@ def test_another_address_refuses_it_unless_systemd_has_the_door(before: str | No
     with pytest.raises(OrpheusError, match="http would be"):
         check(before, after)
     check(before, after, ("http", "control"))
+
+
+@pytest.mark.parametrize("name", ["http_admin", "http_require_token"])
+def test_what_needs_the_token_is_settled_when_the_daemon_starts(name: str) -> None:
+    """The doors go on as they were started."""
+    place = Path("/nowhere")
+    with pytest.raises(OrpheusError, match=f"{name} would be True, and stays False"):
+        check_fixed(Config(place, place), replace(Config(place, place), **{name: True}), ())

@@ -1,8 +1,10 @@
 """`python -m orpheusd.doors.http --listen-fd N --control-fd M`: the process of an HTTP door, started by the daemon.
 
-It lives as long as its control connection: when the daemon is gone, or says SIGTERM, it accepts no more, ends its
-streams, lets what is being answered finish within the grace, and exits. On SIGUSR1 it accepts no more either, and
-leaves when everybody it had accepted was answered, however long that takes.
+It lives as long as its control connection: when the daemon is gone, or says `stop`, it accepts no more, ends its
+streams, lets what is being answered finish within the grace, and exits. When the daemon says `drain` it accepts no
+more either, and leaves when everybody it had accepted was answered, however long that takes. Both are said over that
+connection, where a door that is still starting finds them; a signal would be lost to it, which is the init of its
+sandbox (pid_namespaces(7)). SIGTERM, from whoever sends it, is `stop`.
 """
 
 import argparse
@@ -24,14 +26,14 @@ from orpheusd.doors.http.limits import Limits, with_overrides
 from orpheusd.doors.http.routes import routes
 from orpheusd.doors.http.server import Server
 from orpheusd.doors.http.streams import Room
+from orpheusd.doors.http.waits import Waits
 from orpheusd.errors import OrpheusError
 from orpheusd.heap import give_back_large_blocks, spare_what_is_there
+from orpheusd.operations import Access
+from orpheusd.wire.control import DRAIN, STOP
 
 #: Files for everything that is not a client: the loop's own, the listening sockets, the log, some to spare.
 RESERVED_FILES = 64
-
-#: How long the door waits, before it ends its streams, for what the daemon said before it told the door to go.
-CATCH_UP_S = 0.1
 
 _CLOSING = OrpheusError("draining", "the HTTP door is closing; the run goes on")
 
@@ -49,10 +51,11 @@ def main() -> int:
     for listener in listeners:
         listener.setblocking(False)
     control = socket.socket(fileno=options.control_fd)
-    bearer = None
+    digest = None
     if options.token_fd is not None:
         with os.fdopen(options.token_fd, "rb") as stream:
-            bearer = Bearer(stream.read())
+            digest = stream.read()
+    bearer = Bearer(digest, [Access(value) for value in options.guard])
     limits = limits._replace(connections=max(1, min(limits.connections, _files() - RESERVED_FILES)))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(listeners, control, limits, bearer))
@@ -60,7 +63,7 @@ def main() -> int:
 
 
 async def _serve(
-    listeners: list[socket.socket], control: socket.socket, limits: Limits, bearer: Bearer | None
+    listeners: list[socket.socket], control: socket.socket, limits: Limits, bearer: Bearer
 ) -> None:  # fmt: skip
     loop = asyncio.get_running_loop()
     closing = asyncio.Event()
@@ -69,25 +72,26 @@ async def _serve(
     loop.add_signal_handler(signal.SIGINT, lambda: None)
     complaints = Complaints()
     loop.set_exception_handler(complaints.loop_failed)
-    client = ControlClient(Room(limits.stream_queue_bytes, limits.streams_bytes), on_lost=closing.set)
+    draining = asyncio.Event()
+    client = ControlClient(Room(limits.stream_queue_bytes, limits.streams_bytes), on_lost=closing.set,
+                           orders={DRAIN: draining.set, STOP: closing.set})
+    waits = Waits()
+    server = Server(Door(routes(client, limits, bearer, waits), limits, complaints), limits, waits, complaints)
     await loop.create_unix_connection(lambda: client, sock=control)
-    server = Server(Door(routes(client, limits, bearer), limits, complaints), limits, complaints)
     server.start(listeners)
-    drained: asyncio.Task[None] | None = None
-
-    def drain() -> None:
-        nonlocal drained
-        if drained is None:
-            drained = loop.create_task(server.drain())
-            drained.add_done_callback(lambda _: closing.set())
-
-    loop.add_signal_handler(signal.SIGUSR1, drain)
+    drained = loop.create_task(_drain(server, draining))
+    drained.add_done_callback(lambda _: closing.set())
     spare_what_is_there()
     await closing.wait()
-    await client.catch_up(CATCH_UP_S)
+    drained.cancel()
     client.end_streams(_CLOSING)
     await server.stop(limits.grace_s)
     client.close()
+
+
+async def _drain(server: Server, told: asyncio.Event) -> None:
+    await told.wait()
+    await server.drain()
 
 
 def _options() -> argparse.Namespace:
@@ -97,7 +101,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--control-fd", type=int, required=True, metavar="M",
                         help="an inherited Unix stream socket, connected to the daemon")
     parser.add_argument("--token-fd", type=int, metavar="N",
-                        help="an inherited pipe with the digest of the token that makes changes")
+                        help="an inherited pipe with the digest of the token; without it nobody has the token")
+    parser.add_argument("--guard", action="append", default=[], choices=[access.value for access in Access],
+                        help="what is of this access class needs the token; changes are served only so")
     parser.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE",
                         help="another value for one of the limits of docs/http.md")
     return parser.parse_args()

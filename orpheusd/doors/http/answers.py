@@ -14,6 +14,8 @@ from orpheusd.errors import OrpheusError
 Headers = Iterable[tuple[bytes, bytes]]
 
 JSON = b"application/json"
+#: The last answer of its connection.
+CLOSE = (b"connection", b"close")
 
 
 class Refused(OrpheusError):
@@ -45,7 +47,7 @@ async def send_error(send: Send, error: OrpheusError, hang_up: bool = False) -> 
     if (retry_after_s := error.retry_after_s) is not None:
         headers.append((b"retry-after", b"%d" % retry_after_s))
     if hang_up:
-        headers.append((b"connection", b"close"))
+        headers.append(CLOSE)
     await send_answer(send, status, error_body(error), headers)
 
 

@@ -1,11 +1,10 @@
-"""Changes over HTTP, where they are switched on: the token first, then what any operation is asked like.
-
-A bundle is passed on in pieces as it arrives, counted and with a deadline. What does not arrive whole is forgotten.
+"""Deploying over HTTP, where changes are served: a bundle is passed on in pieces as it arrives, counted and with a
+deadline. What does not arrive whole is forgotten.
 """
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
@@ -13,31 +12,16 @@ import orjson
 from starlette.types import Receive, Scope, Send
 
 from orpheusd.doors.http.answers import ClientGone, Refused, send_answer
-from orpheusd.doors.http.bearer import Bearer
 from orpheusd.doors.http.body import BODY_READ
 from orpheusd.doors.http.client import ControlClient
 from orpheusd.doors.http.head import GZIP, HEAD, media_type_of
 from orpheusd.doors.http.limits import Limits
 from orpheusd.errors import OrpheusError
 
-Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
-
 #: Of one upload this much is held here; with base64 it fits the control protocol's frame.
 PIECE_BYTES = 1024 * 1024
 #: Values of variables, which are secrets: a header gets into no log and no command line.
 ENV_HEADER = b"x-orpheus-env"
-
-
-class Change:
-    """An operation that needs the token."""
-
-    def __init__(self, bearer: Bearer, handler: Handler) -> None:
-        self._bearer = bearer
-        self._handler = handler
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._bearer.check(scope[HEAD].fields)
-        await self._handler(scope, receive, send)
 
 
 class Deploy:

@@ -7,8 +7,7 @@ cost time and would turn integers beyond 64 bits into floats. This file knows no
 import asyncio
 import re
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import orjson
@@ -36,12 +35,14 @@ class ControlClient(asyncio.Protocol):
 
     Invariant: every call and stream in `_waiting` ends with its answer or with the connection, and leaves no entry
     behind. An answer that nobody waits for any more is dropped; the daemon is told of a caller who has left, and not
-    of a reader who was too slow, whose run goes on. `on_lost` is called once, after all of them ended.
+    of a reader who was too slow, whose run goes on. `on_lost` is called once, after all of them ended. An order of the
+    daemon's is heard after all that it has said before.
     """
 
-    def __init__(self, room: Room, on_lost: Callable[[], None]) -> None:
+    def __init__(self, room: Room, on_lost: Callable[[], None], orders: Mapping[str, Callable[[], None]]) -> None:
         self._room = room
         self._on_lost = on_lost
+        self._orders = orders
         self._frames = LineBuffer(FRAME_LIMIT_BYTES)
         self._backlog: deque[bytes] = deque()
         self._waiting: dict[int, asyncio.Future[bytes] | Stream] = {}
@@ -73,12 +74,6 @@ class ControlClient(asyncio.Protocol):
         """Tell the daemon that the reader of `stream` has left before its answer."""
         for id in [id for id, waiting in self._waiting.items() if waiting is stream]:
             self._write_soon(_frame(gone(id)))
-
-    async def catch_up(self, timeout_s: float) -> None:
-        """Returns when all that the daemon has said until now was heard, or after `timeout_s`."""
-        with suppress(OrpheusError, TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self.call("health", {})  # answers come in the order in which they are said
 
     def end_streams(self, error: OrpheusError) -> None:
         """End every stream with `error`; calls go on."""
@@ -171,7 +166,9 @@ class ControlClient(asyncio.Protocol):
             self.close()  # not the control protocol: nothing on this connection can be trusted any more
 
     def _dispatch_decoded(self, frame: dict[str, Any]) -> None:
-        if frame.get("method") is not None:
+        if (carry_out := self._orders.get(frame.get("method", ""))) is not None:
+            carry_out()
+        elif frame.get("method") is not None:
             params = frame["params"]
             self._happened(params["id"], Event(str(params["event"]), orjson.dumps(params.get("data"))))
         elif "error" in frame:

@@ -3,6 +3,7 @@
 It knows nothing of how they are served.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 from orpheusd import __version__
@@ -23,6 +24,8 @@ _ALWAYS_CODES = ("invalid-request", "permission-denied", "internal", "overloaded
 _HTTP_STATUSES = (400, 403, 405, 431, 505)
 _BODY_STATUSES = (408, 413, 415)
 
+#: The operations that are a run.
+_RUNS = ("run", "run.retry")
 #: Parameters of a run that other headers say.
 _ELSEWHERE = ("stream", "session_headers", "detach", "cancel_on_disconnect")
 _HEADERS = [
@@ -40,13 +43,14 @@ _REFUSAL = {"description": "refused or failed; `code` says why",
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
 
 
-def document(changes: bool = False) -> dict[str, Any]:
-    """The whole document, ready to be encoded. `changes`: whether they are served, to who has the token."""
+def document(guarded: Collection[Access] = ()) -> dict[str, Any]:
+    """The whole document, ready to be encoded. `guarded` are the access classes that need the token; changes are
+    served when they are among them."""
     paths: dict[str, dict[str, Any]] = {}
     for operation in OPERATIONS:
         if operation.http is not None:
             method, path = operation.http
-            paths.setdefault(path, {})[method.lower()] = _operation(operation, path, changes)
+            paths.setdefault(path, {})[method.lower()] = _operation(operation, path, guarded)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -61,7 +65,8 @@ def document(changes: bool = False) -> dict[str, Any]:
     }
 
 
-def _operation(operation: Operation, path: str, changes: bool) -> dict[str, Any]:
+def _operation(operation: Operation, path: str, guarded: Collection[Access]) -> dict[str, Any]:
+    is_change, is_guarded = operation.access is Access.ADMIN, operation.access in guarded
     in_path = [param for param in operation.params if f"{{{param.name}}}" in path]
     others = [param for param in operation.params if param not in in_path]
     described: dict[str, Any] = {
@@ -69,15 +74,15 @@ def _operation(operation: Operation, path: str, changes: bool) -> dict[str, Any]
         "summary": operation.summary,
         "tags": [operation.name.partition(".")[0]],
         "parameters": [_parameter(param, "path", param.name) for param in in_path],
-        "responses": _responses(operation, changes),
+        "responses": _responses(operation, is_change, is_guarded),
     }
-    if operation.access is Access.ADMIN and changes:
+    if is_guarded:
         described["security"] = [{"token": []}]
-    if operation.name == "deploy" and changes:
+    if operation.name == "deploy" and is_guarded:
         described["parameters"].append(_ENV)
         described["requestBody"] = {"required": True, "content": {GZIP.decode(): {
             "schema": {"type": "string", "format": "binary"}}}}
-    elif operation.access is Access.ADMIN and not changes:
+    elif is_change and not is_guarded:
         described["description"] = f"Not served over HTTP: use `orpheusctl {operation.cli}`."
     elif operation.name == "run":
         headers = {name: header.decode().title() for header, name in PARAM_HEADERS.items()}
@@ -86,7 +91,9 @@ def _operation(operation: Operation, path: str, changes: bool) -> dict[str, Any]
         described["parameters"] += _HEADERS
         described["requestBody"] = _body([param for param in others if param.name not in _ELSEWHERE])
     else:
-        described["parameters"] += [_parameter(param, "query", param.name) for param in others]
+        described["parameters"] += [
+            _parameter(param, "query", param.name) for param in others
+            if operation.name not in _RUNS or param.name not in _ELSEWHERE]
     return described
 
 
@@ -114,21 +121,21 @@ def _body(params: list[Param]) -> dict[str, Any]:
     return {"required": True, "content": {"application/json": {"schema": schema}}}
 
 
-def _responses(operation: Operation, changes: bool) -> dict[str, Any]:
+def _responses(operation: Operation, is_change: bool, is_guarded: bool) -> dict[str, Any]:
     responses: dict[str, Any] = {}
-    if operation.access is not Access.ADMIN or changes:
+    if is_guarded or not is_change:
         responses["200"] = _success(operation)
     if operation.name == "run":
         responses["202"] = _accepted()
     codes = set(_ALWAYS_CODES)
     if operation.params:
         codes.add("not-found")
-    if operation.name in ("run", "run.retry"):
+    if operation.name in _RUNS:
         codes.update(_RUN_CODES)
-    if operation.access is Access.ADMIN and changes:
+    if is_change and is_guarded:
         codes.update(_CHANGE_CODES)
     statuses = {CODES[code].http_status for code in codes} | set(_HTTP_STATUSES)
-    if operation.access is Access.ADMIN and changes:
+    if is_guarded:
         statuses.add(401)
     if operation.http is not None and operation.http[0] == "POST":
         statuses |= set(_BODY_STATUSES)
@@ -154,8 +161,9 @@ def _success(operation: Operation) -> dict[str, Any]:
         "description": operation.summary,
         "content": {"application/json": {"schema": RESULTS.get(operation.name, {"type": "object"})}},
     }
-    if operation.name == "run":
+    if operation.name in _RUNS:
         described["content"]["text/event-stream"] = {"schema": EVENT}
+    if operation.name == "run":
         described["headers"] = {
             "X-Orpheus-Worker": {"description": "the worker that ran it", "schema": {"type": "string"}},
             "X-Orpheus-Context": {"description": "what the session's memory was; only with a session",

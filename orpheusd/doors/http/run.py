@@ -56,7 +56,7 @@ class RunEndpoint:
             params["detach"] = True
         if cancels := _cancels(fields):
             params["cancel_on_disconnect"] = True
-        if b"text/event-stream" in fields.get(b"accept", b""):
+        if wants_events(fields):
             params["stream"] = True
             await send_events(self._client, self._client.stream("run", params), receive, send, self._limits)
         elif "detach" in params:
@@ -87,6 +87,10 @@ class RunEndpoint:
         if found := _session_headers(fields):
             params["session_headers"] = found
         return params
+
+
+def wants_events(fields: dict[bytes, bytes]) -> bool:
+    return b"text/event-stream" in fields.get(b"accept", b"")
 
 
 def _session_headers(fields: dict[bytes, bytes]) -> dict[str, str]:

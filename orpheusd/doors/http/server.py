@@ -18,23 +18,29 @@ from orpheusd.doors.http.limits import Limits
 from orpheusd.doors.http.protocol import DoorConfig
 from orpheusd.doors.http.unread import Unread
 from orpheusd.doors.http.waiting import Phase, Waiting
+from orpheusd.doors.http.waits import Waits
 
 #: When files or memory are short, accept is tried again after this long, or when a connection of ours ends.
 SHORTAGE_S = 1.0
 #: When the door is full, how soon it looks again who can be let go; at once when a connection ends.
 FULL_S = 0.1
+#: Of a full door's connections, the part whose waits are cut short at once: whoever does not close then is let go only
+#: after a moment, and newcomers should not have that moment each.
+CUT_PART = 0.01
 _SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Server:
     """Invariant: `_tasks` holds one task for each client that was accepted and is not gone, never more than
     `limits.connections`. When they are used up, one that waits for its client goes (waiting.py); without such a one
-    new clients wait in the kernel's queue, as they do before `start` and after `stop`.
+    those that wait for longest by their own wish are answered (waits.py), and go; new clients wait meanwhile in the
+    kernel's queue, as they do before `start` and after `stop`. `_stuck`: nobody has left since it was full.
     """
 
-    def __init__(self, app: Any, limits: Limits, complaints: Complaints) -> None:
+    def __init__(self, app: Any, limits: Limits, waits: Waits, complaints: Complaints) -> None:
         self._app = app
         self._limits = limits
+        self._waits = waits
         self._complaints = complaints
         self._unread = Unread(limits.answers_bytes)
         self._config = DoorConfig(limits)
@@ -43,6 +49,7 @@ class Server:
         self._listeners: list[socket.socket] = []
         self._accepting = False
         self._again: asyncio.TimerHandle | None = None
+        self._stuck = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections: set[Connection] = set()
         self._waiting: Waiting[Connection] = Waiting()
@@ -82,6 +89,11 @@ class Server:
             self._loop.add_reader(listener, self._arrived, listener)
         self._accepting = True
 
+    def _accept_again(self) -> None:
+        """Nobody has left while it was paused."""
+        self._stuck = True
+        self._accept()
+
     def _pause(self, timeout_s: float | None = None) -> None:
         """Accept nobody until a client leaves, or for `timeout_s`."""
         for listener in self._listeners:
@@ -91,7 +103,7 @@ class Server:
             self._again.cancel()
             self._again = None
         if timeout_s is not None:
-            self._again = self._loop.call_later(timeout_s, self._accept)
+            self._again = self._loop.call_later(timeout_s, self._accept_again)
 
     def _arrived(self, listener: socket.socket) -> None:
         if len(self._tasks) >= self._limits.connections:
@@ -126,6 +138,7 @@ class Server:
 
     def _left(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
+        self._stuck = False
         if not self._accepting:
             self._accept()
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -136,3 +149,5 @@ class Server:
         while self._listeners and (connection := self._waiting.longest(now)) is not None:
             if connection.let_go():
                 return
+        if self._stuck and not self._waiting.somebody():
+            self._waits.cut_short(max(1, int(self._limits.connections * CUT_PART)))

@@ -40,6 +40,10 @@ class Waiting(Generic[Who]):
         if (entered := self._queues.get(after)) is not None:
             entered[who] = now
 
+    def somebody(self) -> bool:
+        """Whether somebody may be let go, be it after a while."""
+        return any(self._queues.values())
+
     def longest(self, now: float) -> Who | None:
         """Who is to go first; None when nobody may be let go, yet or at all."""
         for phase, queue in self._queues.items():
