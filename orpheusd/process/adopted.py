@@ -19,7 +19,7 @@ class AdoptedTemplate:
         self._tag = f"{SANDBOX_TAG}={template_id}"
         self._loop = asyncio.get_running_loop()
         self._process: PidFd | None = None
-        self._outer: PidFd | None = None
+        self._outer: int | None = None
         self._over = asyncio.Event()
 
     def meet(self, process: PidFd) -> None:
@@ -40,12 +40,9 @@ class AdoptedTemplate:
         proved = False
         if self._process is not None:
             self._process.send_signal(9)
-            proved = await self._process.wait(survivors.DEADLINE_S) and self._outer is not None
+            proved = await self._process.wait(survivors.DEADLINE_S)
             self._process.close()
-        if self._outer is not None:
-            # bubblewrap reaps the first process inside and leaves by itself
-            proved = proved and await self._outer.wait(survivors.DEADLINE_S)
-            self._outer.close()
-        if not proved:
+        # bubblewrap reaps the first process inside and leaves by itself
+        if self._outer is None or not proved or not await survivors.gone(self._outer, self._tag, survivors.DEADLINE_S):
             await survivors.kill_tagged(self._tag)
         return None

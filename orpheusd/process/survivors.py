@@ -58,20 +58,30 @@ def tagged(tag: str) -> list[int]:
     return [pid for pid in _pids() if _carries(pid, tag)]
 
 
-def around(process: PidFd, tag: str) -> PidFd | None:
-    """The bubblewrap that carries `tag` and has `process` as the first of its sandbox, held, or None.
+def around(process: PidFd, tag: str) -> int | None:
+    """The pid of the bubblewrap that carries `tag` and has `process` as the first of its sandbox, or None.
 
     When the first is dead, so is all that is inside. Whoever is inside has a number there as well as here, and so has
     its parent, unless it is the first.
     """
-    outer = _hold(_parent(process.pid))
-    if outer is None:
-        return None
-    if _numbers(process.pid)[1:] == [b"1"] and len(_numbers(outer.pid)) == 1 and _carries(outer.pid, tag) \
-            and _parent(process.pid) == outer.pid and not process.exited():
+    outer = _parent(process.pid)
+    if _numbers(process.pid)[1:] == [b"1"] and len(_numbers(outer)) == 1 and _carries(outer, tag) \
+            and _parent(process.pid) == outer and not process.exited():
         return outer
-    outer.close()
     return None
+
+
+async def gone(pid: int, tag: str, timeout_s: float) -> bool:
+    """Whether within `timeout_s` nobody is left who has this pid and carries `tag`, or may have: who is about to end
+    carries nothing any more."""
+    held = _hold(pid)
+    if held is None:
+        return True
+    try:
+        carried = _read(pid, "environ").split(b"\0")
+        return (any(carried) and tag.encode() not in carried) or await held.wait(timeout_s)
+    finally:
+        held.close()
 
 
 def owner(pid: int, tags: Container[str]) -> str | None:

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import psutil
@@ -79,12 +79,11 @@ def within(tmp_path: Path) -> Callable[[Scenario], None]:
 def test_only_the_first_of_a_sandbox_proves_it_dead(within: Callable[[Scenario], None]) -> None:
     async def scenario(template: Template) -> None:
         def outer_of(process: psutil.Process, tag: str) -> int | None:
-            with closing(PidFd(process.pid)) as held:
-                outer = survivors.around(held, tag)
-            if outer is None:
-                return None
-            with closing(outer):
-                return outer.pid
+            held = PidFd(process.pid)
+            try:
+                return survivors.around(held, tag)
+            finally:
+                held.close()
 
         assert outer_of(template.first, template.tag) == template.outer.pid
         assert outer_of(template.first, template.tag + "0") is None

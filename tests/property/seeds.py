@@ -153,6 +153,7 @@ THOUGHT_UP = (
          "template is agent.current and agent.vacant", "False"),
     Seed("the time of a run begins again with each daemon", "adoption:Adopter._hear_runs",
          "run.deadline = now + unfinished.left_s", "pass"),
+    Seed("a wait for an adoption costs patience", "routing:Router.settled", "lane.patient_from = now", "pass"),
 )
 
 REAL = (
@@ -191,7 +192,6 @@ REAL = (
     Seed("a run taken back has no deadline", "routing:Router.take_back",
          "self._deadlines.arm(agent, run.queue_deadline)", "pass"),
     Seed("a parked run has no patience", "routing:Router.ended", "lane.patient_from = now", "pass"),
-    Seed("a wait for an adoption costs patience", "routing:Router.settled", "lane.patient_from = now", "pass"),
     Seed("a silent template is held against the version that serves", "pool:Pool.template_failed",
          "template is agent.current and not self.adopter.awaits(agent, template)", "True"),
     Seed("a template that is not heard yet is stopped", "pool:Pool.settle", "and agent.adoption is None", ""),
