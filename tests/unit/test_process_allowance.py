@@ -19,7 +19,8 @@ def worker(orphaned: bool = False) -> WorkerMember:
 
 
 def held(run_id: str) -> Message:
-    return Message("held", {"run_id": run_id, "session_id": None, "context": None}, b"1")
+    return Message("held", {"run_id": run_id, "session_id": None, "context": None, "turn": 0, "timeout_s": None,
+                            "note": {}, "elapsed_s": 0.5, "over": False}, b"1")
 
 
 def times_until_excess(say: Callable[[], None], most: int) -> int:
