@@ -40,8 +40,8 @@ class Relay:
     def output(self, worker_id: str, message: Message) -> None:
         pending = self._pending_on(worker_id, message.fields["run_id"])
         if pending is not None and pending.on_event is not None and is_json(message.payload):
-            data = orjson.Fragment(message.payload)
-            pending.on_event("output", {"seq": message.fields["seq"], "data": data})
+            # in this order, in which a front door finds the data without decoding it
+            pending.on_event("output", {"data": orjson.Fragment(message.payload), "seq": message.fields["seq"]})
 
     def log(self, worker_id: str, message: Message, past_python: bool) -> None:
         worker = self._supervisor.pool.workers.get(worker_id)

@@ -11,6 +11,7 @@ from tests.daemon import Daemon, write_agent
 from tests.eventually import eventually
 
 AGENT = """
+import workspace
 turns = {}
 
 def handler(input_data):
@@ -19,6 +20,7 @@ def handler(input_data):
     session = input_data.get("session_id", "default")
     turns[session] = turns.get(session, 0) + 1
     print("turn", turns[session])
+    workspace.emit({"large": 2 ** 70, "whole": 1.0})
     return {"turn": turns[session], "large": 2 ** 70}
 """
 NAME = "http-live"
@@ -80,6 +82,7 @@ def test_a_stream_says_what_happens_and_then_the_result(http: httpx.Client) -> N
     answer = http.post(f"/v1/agents/{NAME}/run", json={"input": {}}, headers={"Accept": "text/event-stream"})
     assert answer.status_code == 200
     assert 'event: log\ndata: {"stream":"stdout","text":"turn ' in answer.text
+    assert 'event: output\ndata: {"large":1180591620717411303424,"whole":1.0}\n' in answer.text
     assert answer.text.rstrip().rpartition("\n\n")[2].split("\n")[1] == "event: result"
 
 
