@@ -96,12 +96,14 @@ COMMANDS: tuple[Command, ...] = (
         "`*.log` anywhere, `data/` a folder, `/notes.txt` at the top only, `#` a comment. A link to a file of the "
         "folder is packed as that file; any other link is refused.\n"
         "Values for variables that agent.yaml names without one (`env: [OPENAI_API_KEY]`) are taken from the "
-        "environment of this command. The steps (pack, upload, unpack, build, canary, switch) are shown on stderr.",
+        "environment of this command. The steps (pack, upload, unpack, build, canary, switch) are shown on stderr.\n"
+        "Ctrl-C leaves. Before the bundle is uploaded that is the end of it; after that the daemon goes on with the "
+        "deploy.",
         (Argument("path", metavar="PATH", help="folder with an agent.yaml, or a .tar.gz of one"), VERBOSE, JSON),
         (Example("orpheusctl deploy ./my-agent", "deployed my-agent version 1 (isolation bwrap)"),
          Example("OPENAI_API_KEY=… orpheusctl deploy ./my-agent", "deployed my-agent version 2 (isolation bwrap)",
                  "a version that needs a secret")),
-        ("handler-failed", "conflict", "too-large", "timed-out"),
+        ("handler-failed", "conflict", "too-large", "timed-out", "cancelled"),
         module="deploy", about="deploy a folder as an agent's next version"),
     Command(
         "undeploy", "undeploy",
