@@ -301,10 +301,13 @@ COMMANDS: tuple[Command, ...] = (
         (NAME, JSON), (Example("orpheusctl workspace info my-agent", ""),), ("not-found",)),
     Command(
         "workspace clean", "workspace.clean",
-        "Deletes every file in the agent's workspace. There is no way back, so --force must be said.",
+        "Deletes every file in the agent's workspace, but what `workspace.session` has saved: that goes with its "
+        "session (`session end`), or with `undeploy --purge`. There is no way back, so --force must be said.",
         (NAME, Argument("force", flags=("--force",), switch=True, help="yes, delete everything",
-                        insist="deletes every file in the workspace of {agent}; say --force to do it"), JSON),
-        (Example("orpheusctl workspace clean my-agent --force", "removed 12 files (3.4 MB) from the workspace"),),
+                        insist="deletes every file in the workspace of {agent} but the state of its sessions; say "
+                               "--force to do it"), JSON),
+        (Example("orpheusctl workspace clean my-agent --force",
+                 "removed 12 files (3.4 MB) from /var/lib/orpheus/workspaces/my-agent"),),
         ("not-found", "conflict")),
 )
 
