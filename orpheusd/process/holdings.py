@@ -7,8 +7,9 @@ import orjson
 
 from orpheusd.operations import CONTEXTS, COUNT_LIMIT, MOMENT_LIMIT, RUN_ID, SESSION_ID
 
-#: What one worker may claim: many times what agents may have by default, and a bounded amount of memory.
-SESSIONS_LIMIT = 1_000_000
+#: Beyond what an agent may have, workers of one template may claim as many sessions: some were being ended.
+SESSIONS_ENDING = 10_000
+#: What one worker may claim: a bounded amount of memory.
 HELD_LIMIT = 10_000
 #: The inputs that come with them are for the log, and are left out beyond this.
 HELD_LIMIT_BYTES = 64 * 1024 * 1024
