@@ -6,6 +6,8 @@ from typing import Any
 import orjson
 
 from orpheusd.operations import CONTEXTS, COUNT_LIMIT, MOMENT_LIMIT, RUN_ID, SESSION_ID
+from orpheusd.said import is_json
+from orpheusd.wire.worker import Message
 
 #: Beyond what an agent may have, workers of one template may claim as many sessions: some were being ended.
 SESSIONS_ENDING = 10_000
@@ -35,16 +37,18 @@ def sessions_in(payload: bytes) -> list[Session]:
             for id, turns, idle_s, saved in filter(_is_session, _array(payload))]
 
 
-def is_held(fields: dict[str, Any]) -> bool:
+def is_held(message: Message) -> bool:
     """Whether a `held` message tells of a run as there are. Its numbers go into clocks, sums and the run log, which do
-    not take any number."""
+    not take any number, and its input into answers."""
+    fields = message.fields
     session, context = fields["session_id"], fields["context"]
     return (RUN_ID.fullmatch(fields["run_id"]) is not None
             and (session is None or SESSION_ID.fullmatch(session) is not None)
             and context in ((None,) if session is None else CONTEXTS)
             and 0 <= fields["turn"] <= COUNT_LIMIT
             and 0 <= fields["elapsed_s"] <= MOMENT_LIMIT
-            and _is_note(fields["note"]))
+            and _is_note(fields["note"])
+            and is_json(message.payload))
 
 
 def _is_note(note: dict[str, Any]) -> bool:

@@ -101,7 +101,7 @@ class WorkerMember:
             template.sessions_left -= len(told)
             self.sessions += told
         elif message.type == "held" and self.orphaned and len(self.held) < HELD_LIMIT:
-            if not is_held(message.fields):
+            if not is_held(message):
                 raise Excess("it holds a run that there cannot be")
             self._held_bytes += len(message.payload)
             self.held.append(message if self._held_bytes <= HELD_LIMIT_BYTES else message._replace(payload=b""))

@@ -130,6 +130,7 @@ def test_a_worker_that_dials_before_its_template_has_said_all_is_heard(new_daemo
     pytest.param("held(turn=2**64 - 1), READY, ENDED", id="more turns than can be counted"),
     pytest.param("held(note={'at': 1e308}), READY, ENDED", id="after all time"),
     pytest.param("held(run_id='../r'), READY, ENDED", id="no run id"),
+    pytest.param('held().replace(b"{}", b\'1,"state":2\'), READY, ENDED', id="an input that is no JSON"),
     pytest.param("*(held(note={'caller': 'x' * 8_000_000}) for _ in range(25)), READY", id="a note of megabytes"),
 ])
 def test_a_run_that_there_cannot_be_is_not_believed(new_daemon: NewDaemon, tmp_path: Path, tells: str) -> None:
