@@ -62,6 +62,14 @@ def test_who_does_not_wait_for_the_end_is_told_all_the_same(daemon: Daemon, tmp_
     assert Path(told["exe"]) == Path(sys.executable).resolve()
 
 
+def test_what_is_no_name_of_an_agent_is_not_told(daemon: Daemon) -> None:
+    before = len(lines(daemon))
+    with pytest.raises(OrpheusError):
+        daemon.call("undeploy", agent=SECRET.upper() * 100_000)
+    told = eventually(lambda: [row for row in lines(daemon)[before:] if row["operation"] == "undeploy"])
+    assert [(row["agent"], row["outcome"]) for row in told] == [(None, "invalid-request")]
+
+
 def test_reading_and_running_is_not_told(daemon: Daemon) -> None:
     before = len(lines(daemon))
     for name in ("status", "agent.list", "health"):
