@@ -119,7 +119,7 @@ COMMANDS: tuple[Command, ...] = (
         (Argument("path", metavar="PATH", help="folder with an agent.yaml"),
          JSON._replace(help="print what was found as JSON")),
         (Example("orpheusctl validate ./my-agent", "", "before a commit, or in CI"),),
-        ("invalid-request",), module="validate", about="check an agent's folder without deploying it"),
+        ("invalid-request", "cancelled"), module="validate", about="check an agent's folder without deploying it"),
     Command(
         "list", "agent.list",
         "Shows every agent: its current version, its state, how many workers it has and may have, and how many "

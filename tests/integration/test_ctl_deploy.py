@@ -150,3 +150,15 @@ def test_validate_runs_the_checker_and_passes_its_exit_code(folder: Path) -> Non
     done = validate(str(folder), "--json")
     assert done.returncode == 2
     assert "modul" in done.stdout and json.loads(done.stdout)
+
+
+def test_ctrl_c_in_an_import_that_takes_long_leaves_without_a_word(folder: Path, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    (folder / "agent.py").write_text(
+        f"import pathlib, time\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(60)\ndef handler(i): return 1\n")
+    with subprocess.Popen([sys.executable, "-m", "orpheusctl", "validate", str(folder)], env=environment(), text=True,
+                          start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        eventually(begun.exists, TIMEOUT_S, "the import to have begun")
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        said = process.communicate(timeout=TIMEOUT_S)
+    assert (process.returncode, *said) == (130, "", "")
