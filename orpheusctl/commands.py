@@ -96,12 +96,14 @@ COMMANDS: tuple[Command, ...] = (
         "`*.log` anywhere, `data/` a folder, `/notes.txt` at the top only, `#` a comment. A link to a file of the "
         "folder is packed as that file; any other link is refused.\n"
         "Values for variables that agent.yaml names without one (`env: [OPENAI_API_KEY]`) are taken from the "
-        "environment of this command. The steps (pack, upload, unpack, build, canary, switch) are shown on stderr.",
+        "environment of this command. The steps (pack, upload, unpack, build, canary, switch) are shown on stderr.\n"
+        "Ctrl-C leaves. Before the bundle is uploaded that is the end of it; after that the daemon goes on with the "
+        "deploy.",
         (Argument("path", metavar="PATH", help="folder with an agent.yaml, or a .tar.gz of one"), VERBOSE, JSON),
         (Example("orpheusctl deploy ./my-agent", "deployed my-agent version 1 (isolation bwrap)"),
          Example("OPENAI_API_KEY=… orpheusctl deploy ./my-agent", "deployed my-agent version 2 (isolation bwrap)",
                  "a version that needs a secret")),
-        ("handler-failed", "conflict", "too-large", "timed-out"),
+        ("handler-failed", "conflict", "too-large", "timed-out", "cancelled"),
         module="deploy", about="deploy a folder as an agent's next version"),
     Command(
         "undeploy", "undeploy",
@@ -117,7 +119,7 @@ COMMANDS: tuple[Command, ...] = (
         (Argument("path", metavar="PATH", help="folder with an agent.yaml"),
          JSON._replace(help="print what was found as JSON")),
         (Example("orpheusctl validate ./my-agent", "", "before a commit, or in CI"),),
-        ("invalid-request",), module="validate", about="check an agent's folder without deploying it"),
+        ("invalid-request", "cancelled"), module="validate", about="check an agent's folder without deploying it"),
     Command(
         "list", "agent.list",
         "Shows every agent: its current version, its state, how many workers it has and may have, and how many "
@@ -299,10 +301,13 @@ COMMANDS: tuple[Command, ...] = (
         (NAME, JSON), (Example("orpheusctl workspace info my-agent", ""),), ("not-found",)),
     Command(
         "workspace clean", "workspace.clean",
-        "Deletes every file in the agent's workspace. There is no way back, so --force must be said.",
+        "Deletes every file in the agent's workspace, but what `workspace.session` has saved: that goes with its "
+        "session (`session end`), or with `undeploy --purge`. There is no way back, so --force must be said.",
         (NAME, Argument("force", flags=("--force",), switch=True, help="yes, delete everything",
-                        insist="deletes every file in the workspace of {agent}; say --force to do it"), JSON),
-        (Example("orpheusctl workspace clean my-agent --force", "removed 12 files (3.4 MB) from the workspace"),),
+                        insist="deletes every file in the workspace of {agent} but the state of its sessions; say "
+                               "--force to do it"), JSON),
+        (Example("orpheusctl workspace clean my-agent --force",
+                 "removed 12 files (3.4 MB) from /var/lib/orpheus/workspaces/my-agent"),),
         ("not-found", "conflict")),
 )
 

@@ -39,6 +39,8 @@ def execute(call: Call, output: Output) -> int:
         if isinstance(failure, OrpheusError) and not output.verbose:
             for line in deployment.tail:
                 output.note(f"  {line}")
+        if isinstance(failure, KeyboardInterrupt) and deployment.asked:
+            output.note(f"the daemon goes on with this deploy; `{output.prog} list` shows the version when it serves")
         raise
     steps.end(ok=True)
     for warning in answer.get("warnings", ()):
@@ -51,9 +53,11 @@ def execute(call: Call, output: Output) -> int:
 
 
 class _Deployment:
-    """One deployment. Invariant: `tail` holds the latest lines of the step that is going on."""
+    """One deployment. Invariant: `tail` holds the latest lines of the step that is going on. `asked`: the daemon has
+    the bundle and was told to deploy it."""
 
     def __init__(self, steps: "PlainSteps | render.Steps") -> None:
+        self.asked = False
         self._steps = steps
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
 
@@ -65,6 +69,7 @@ class _Deployment:
             upload_id = self._upload(daemon, bundle)
             needed = daemon.call("bundle.inspect", {"upload_id": upload_id})["env_needed"]
             params = {"upload_id": upload_id, "env": _values(needed), "stream": True}
+            self.asked = True
             answer: dict[str, Any] = daemon.stream("deploy", params, self._happened, SILENCE_S)
             return answer
 

@@ -82,15 +82,16 @@ class Deployments:
         """Listen for the templates of an agent that an earlier daemon started."""
         expected = []
         for record in records:
-            self._engine.processes.adopt_template(record)
             try:
-                manifest = self._store.load(record.agent, record.version).manifest
+                settings = settings_of(self._store.load(record.agent, record.version).manifest)
             except (OrpheusError, OSError) as error:
                 log.warning("workers of %s are killed: there is no version %d any more (%s)", record.agent,
                             record.version, error)
+                self._engine.processes.adopt_template(record)
                 self._engine.processes.kill_template(record.template)
                 continue
-            expected.append(ev.Orphan(record.template, record.version, settings_of(manifest)))
+            self._engine.processes.adopt_template(record, settings.session_max)
+            expected.append(ev.Orphan(record.template, record.version, settings))
         return tuple(expected)
 
     async def inspect(self, upload_id: str) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def _control_groups(view: View) -> Finding:
         return Finding("control groups", OK, "the kernel holds each worker to its memory and its processes")
     return Finding("control groups", WEAKER, view.memory_reason,
                    "memory and processes of workers are held by looking at them: a worker is killed up to a second "
-                   "after it crossed its limit",
+                   "after it crossed its limit, and memory that is in no process (memfd, sockets) is not seen",
                    "run orpheusd under its systemd unit (Delegate=cpu memory pids) on a box with cgroup v2 alone")
 
 

@@ -219,7 +219,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ), None, "logs", stream=True),
     Operation("workspace.info", Access.READ, "show where an agent's workspace is and what it holds", (_AGENT,),
               None, "workspace info"),
-    Operation("workspace.clean", Access.ADMIN, "delete everything in an agent's workspace", (_AGENT,),
+    Operation("workspace.clean", Access.ADMIN, "delete all in an agent's workspace but its sessions' state", (_AGENT,),
               ("DELETE", "/v1/agents/{agent}/workspace"), "workspace clean"),
     Operation("status", Access.READ, "show the daemon: version, uptime, isolation, agents", (),
               ("GET", "/v1/status"), "status"),

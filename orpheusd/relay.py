@@ -10,6 +10,7 @@ import orjson
 
 from orpheusd.blackbox import BlackBoxes
 from orpheusd.core.supervisor import Supervisor
+from orpheusd.operations import COUNT_LIMIT
 from orpheusd.pending import Pending
 from orpheusd.process.remains import Remains
 from orpheusd.said import is_json
@@ -38,10 +39,11 @@ class Relay:
                 "run_id": None, "session_id": None, "stream": "stderr", "text": text, "dropped_bytes": 0}), True)
 
     def output(self, worker_id: str, message: Message) -> None:
-        pending = self._pending_on(worker_id, message.fields["run_id"])
-        if pending is not None and pending.on_event is not None and is_json(message.payload):
-            data = orjson.Fragment(message.payload)
-            pending.on_event("output", {"seq": message.fields["seq"], "data": data})
+        pending, seq = self._pending_on(worker_id, message.fields["run_id"]), message.fields["seq"]
+        if (pending is not None and pending.on_event is not None and 0 <= seq <= COUNT_LIMIT
+                and is_json(message.payload)):
+            # in this order, in which a front door finds the data without decoding it
+            pending.on_event("output", {"data": orjson.Fragment(message.payload), "seq": seq})
 
     def log(self, worker_id: str, message: Message, past_python: bool) -> None:
         worker = self._supervisor.pool.workers.get(worker_id)

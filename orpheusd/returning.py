@@ -46,7 +46,8 @@ class Returning:
         self._asking: set[asyncio.Task[None]] = set()
 
     def happened(self, event: ev.Event) -> None:
-        if not (isinstance(event, ev.WorkerExited) and self._waits(event.worker, partial(self._happened, event))):
+        if not (isinstance(event, ev.WorkerMisbehaved | ev.WorkerExited)
+                and self._waits(event.worker, partial(self._happened, event))):
             self._happened(event)
 
     def ended(self, worker_id: str, message: Message) -> None:

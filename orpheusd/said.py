@@ -36,8 +36,10 @@ def _failed(message: Message, code: str, text: str) -> Message:
 
 
 def is_json(payload: bytes) -> bool:
-    """Whether it is strict JSON in UTF-8. To make objects of it would take the loop up to a second: of a large result
-    there may be millions."""
+    """Whether it is strict JSON in UTF-8, and one line wherever it goes: in a stream of events a carriage return ends
+    one too. To make objects of it would take the loop up to a second: of a large result there may be millions."""
+    if b"\r" in payload:
+        return False
     try:
         _skim(payload)
         return payload.isascii() or bool(payload.decode())

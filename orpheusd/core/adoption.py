@@ -8,6 +8,7 @@ it has a run: it may be busy where it cannot hear, and the run's own deadline de
 dead, the sessions that it holds are those that the disk says it holds, and those whose runs it has.
 """
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from orpheusd.core.deadlines import Deadlines
@@ -122,9 +123,9 @@ class Adopter:
         for lost in [run for run in worker.runs.values() if run.id not in held]:
             self._router.ended(agent, lost, now)
             self._router.resolve(agent, lost, RunState.CRASHED, "worker-crashed", _UNKNOWN_TO_WORKER, now)
+        over = Counter(run.session for run in event.runs if run.over)
         for seen in event.sessions:
-            over = sum(1 for run in event.runs if run.session == seen.id and run.over)
-            agent.sessions.settle(seen, worker, over, now)
+            agent.sessions.settle(seen, worker, over[seen.id], now)
         for id, unfinished in held.items():
             if agent.adoption is not None:
                 agent.adoption.unfinished.pop(id, None)

@@ -1,6 +1,7 @@
 """`python -m orpheusd.deploy.validate PATH [--json]`: would this folder deploy? Needs no daemon.
 
-It asks the parts that a deploy asks, in the same order, and prints what they say. Exit code 0: valid; 2: not.
+It asks the parts that a deploy asks, in the same order, and prints what they say. Exit code 0: valid; 2: not;
+130: Ctrl-C.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from orpheusd.deploy import importcheck
 from orpheusd.deploy.build import read_requirements
 from orpheusd.deploy.bundle import MANIFEST, REQUIREMENTS
 from orpheusd.deploy.yamldoc import LIMIT_BYTES
-from orpheusd.errors import OrpheusError
+from orpheusd.errors import CODES, OrpheusError
 from orpheusd.process.sandbox import find_interpreter
 
 EXIT_VALID = 0
@@ -49,7 +50,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("path", type=Path, help="the folder that holds agent.yaml")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     given = parser.parse_args(arguments)
-    report = check(given.path)
+    try:
+        report = check(given.path)
+    except KeyboardInterrupt:
+        return CODES["cancelled"].exit_code
     if given.json:
         print(report.as_json())
         return EXIT_VALID if report.valid else EXIT_INVALID

@@ -10,7 +10,7 @@ import orjson
 
 from orpheusd.audit import digest_of
 from orpheusd.errors import OrpheusError
-from orpheusd.operations import Access, Operation
+from orpheusd.operations import AGENT_NAME, Access, Operation
 from orpheusd.wire.control import INVALID_PARAMS, SERVER_ERROR, event, refusal
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ class Call:
         if operation.access is Access.ADMIN:
             connection = self._connection
             agent = params.get("agent", result.get("name") if isinstance(result, dict) else None)
-            connection.audit.note(connection.asker, operation.name, agent if isinstance(agent, str) else None,
+            named = isinstance(agent, str) and AGENT_NAME.fullmatch(agent) is not None
+            connection.audit.note(connection.asker, operation.name, agent if named else None,
                                   digest_of(operation, params), outcome)
         return True

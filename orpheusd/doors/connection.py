@@ -72,7 +72,7 @@ class Connection(asyncio.Protocol):
         self.audit = door.audit
         self._door = door
         self._rights = rights
-        self._asker: Asker | None = None
+        self.asker = Asker(source, -1, 0, "")
         self._buffer = LineBuffer(FRAME_LIMIT_BYTES)
         self._transport: asyncio.Transport | None = None
         self._calls: set[Call] = set()
@@ -86,13 +86,6 @@ class Connection(asyncio.Protocol):
         self._last_acts: list[Callable[[], None]] = []
         self.lost = False
 
-    @property
-    def asker(self) -> Asker:
-        if self._asker is None:
-            peer = self.peer or Peer(0, -1, -1)
-            self._asker = Asker(self.source, peer.uid, peer.pid, exe_of(peer))
-        return self._asker
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=WRITE_LIMIT_BYTES)
@@ -102,6 +95,8 @@ class Connection(asyncio.Protocol):
             # out of files: whoever it is, nobody could be told
             self._transport.abort()
             return
+        # now, for it need not be there any more when what it asks for is done
+        self.asker = Asker(self.source, self.peer.uid, self.peer.pid, exe_of(self.peer))
         if self._rights is None:
             self._rights = rights_of(self.peer, self._door.admin_group)
         if self._rights is None:

@@ -5,14 +5,19 @@ from typing import Any
 
 import orjson
 
-from orpheusd.operations import CONTEXTS, SESSION_ID
+from orpheusd.operations import CONTEXTS, COUNT_LIMIT, MOMENT_LIMIT, RUN_ID, SESSION_ID
+from orpheusd.said import is_json
+from orpheusd.wire.worker import Message
 
-#: What one worker may claim: many times what agents may have by default, and a bounded amount of memory.
-SESSIONS_LIMIT = 1_000_000
+#: Beyond what an agent may have, workers of one template may claim as many sessions: some were being ended.
+SESSIONS_ENDING = 10_000
+#: What one worker may claim: a bounded amount of memory.
 HELD_LIMIT = 10_000
 #: The inputs that come with them are for the log, and are left out beyond this.
 HELD_LIMIT_BYTES = 64 * 1024 * 1024
 WORKERS_LIMIT = 10_000
+#: The daemon's own note on a run, which it gets back: who asked, through which door and when.
+NOTE_LIMIT_BYTES = 1024
 
 
 #: A session as a worker tells of it: id, runs finished, seconds since the last, whether it has saved state.
@@ -32,16 +37,28 @@ def sessions_in(payload: bytes) -> list[Session]:
             for id, turns, idle_s, saved in filter(_is_session, _array(payload))]
 
 
-def is_held(fields: dict[str, Any]) -> bool:
-    """Whether a `held` message names a session and a context as there are."""
+def is_held(message: Message) -> bool:
+    """Whether a `held` message tells of a run as there are. Its numbers go into clocks, sums and the run log, which do
+    not take any number, and its input into answers."""
+    fields = message.fields
     session, context = fields["session_id"], fields["context"]
-    return ((session is None or SESSION_ID.fullmatch(session) is not None)
-            and context in ((None,) if session is None else CONTEXTS))
+    return (RUN_ID.fullmatch(fields["run_id"]) is not None
+            and (session is None or SESSION_ID.fullmatch(session) is not None)
+            and context in ((None,) if session is None else CONTEXTS)
+            and 0 <= fields["turn"] <= COUNT_LIMIT
+            and 0 <= fields["elapsed_s"] <= MOMENT_LIMIT
+            and _is_note(fields["note"])
+            and is_json(message.payload))
+
+
+def _is_note(note: dict[str, Any]) -> bool:
+    at = note.get("at")
+    return (not isinstance(at, float) or 0 <= at <= MOMENT_LIMIT) and len(orjson.dumps(note)) <= NOTE_LIMIT_BYTES
 
 
 def _is_session(row: object) -> bool:
     return (isinstance(row, list) and [type(value) for value in row] in _SESSION_ROWS
-            and SESSION_ID.fullmatch(row[0]) is not None)
+            and SESSION_ID.fullmatch(row[0]) is not None and row[1] <= COUNT_LIMIT and row[2] <= MOMENT_LIMIT)
 
 
 _SESSION_ROWS: list[list[Any]] = [[str, int, float, bool], [str, int, int, bool]]

@@ -8,7 +8,6 @@ from orpheusd.process.channel import Channel
 from orpheusd.process.holdings import (
     HELD_LIMIT,
     HELD_LIMIT_BYTES,
-    SESSIONS_LIMIT,
     Session,
     is_held,
     sessions_in,
@@ -32,9 +31,9 @@ class TemplateHandle(Protocol):
 
 class TemplateMember:
     """Invariant: its server, directory and record exist until the process is gone. `orphaned`: an earlier daemon
-    started it, and it has not dialled again yet."""
+    started it, and it has not dialled again yet. `sessions_left`: so many more its workers may tell that they hold."""
 
-    def __init__(self, record: Record, orphaned: bool) -> None:
+    def __init__(self, record: Record, orphaned: bool, sessions_limit: int = 0) -> None:
         self.id = record.template
         self.agent = record.agent
         self.record = record
@@ -45,6 +44,7 @@ class TemplateMember:
         self.setup: dict[str, Any] = {}
         self.orphans: list[str] = []
         self.allowance = Allowance()
+        self.sessions_left = sessions_limit
         self.kill_wanted = False
 
     @property
@@ -95,10 +95,13 @@ class WorkerMember:
     def holds(self, message: Message) -> None:
         """It tells of sessions, or of a run, that it has; beyond a bound it is not believed. Raises Excess when it
         keeps telling all the same, of what there cannot be, or was born to this daemon, which knows what it has."""
-        if message.type == "sessions" and self.orphaned and len(self.sessions) < SESSIONS_LIMIT:
-            self.sessions += sessions_in(message.payload)
+        template = self.template
+        if message.type == "sessions" and self.orphaned and template.sessions_left > 0:
+            told = sessions_in(message.payload)[: template.sessions_left]
+            template.sessions_left -= len(told)
+            self.sessions += told
         elif message.type == "held" and self.orphaned and len(self.held) < HELD_LIMIT:
-            if not is_held(message.fields):
+            if not is_held(message):
                 raise Excess("it holds a run that there cannot be")
             self._held_bytes += len(message.payload)
             self.held.append(message if self._held_bytes <= HELD_LIMIT_BYTES else message._replace(payload=b""))

@@ -20,7 +20,7 @@ from orpheusd.core import events as ev
 from orpheusd.process.adopted import AdoptedTemplate
 from orpheusd.process.causes import error_text
 from orpheusd.process.channel import Channel
-from orpheusd.process.holdings import orphans_in
+from orpheusd.process.holdings import SESSIONS_ENDING, orphans_in
 from orpheusd.process.limits import Limits
 from orpheusd.process.lives import Lives
 from orpheusd.process.members import TemplateMember, WorkerMember
@@ -79,9 +79,11 @@ class Processes:
         """The templates of an earlier daemon that may still be there."""
         return self._lives.orphans()
 
-    def adopt_template(self, record: Record) -> None:
-        """Listen for a template of an earlier daemon. Its TemplateAdopted comes when it has dialled."""
-        template = self._templates[record.template] = TemplateMember(record, orphaned=True)
+    def adopt_template(self, record: Record, most_sessions: int = 0) -> None:
+        """Listen for a template of an earlier daemon, whose agent may have `most_sessions`. Its TemplateAdopted comes
+        when it has dialled."""
+        template = self._templates[record.template] = TemplateMember(
+            record, orphaned=True, sessions_limit=most_sessions + SESSIONS_ENDING)
         self._begin(template, None)
 
     def start_template(self, id: str, plan: Plan) -> None:

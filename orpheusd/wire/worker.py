@@ -21,6 +21,10 @@ PROTOCOL_VERSION = 3
 #: A result may be 8 MiB; an error with its traceback and the envelope must fit as well.
 FRAME_LIMIT_BYTES = 9 * 1024 * 1024
 
+#: Characters of a text field but those of `LONG_FIELDS`: the longest there are is a session id, of 128.
+NAME_LIMIT = 256
+LONG_FIELDS = ("text", "stack")
+
 
 class Role(Enum):
     """Who sits at an end of a link."""
@@ -267,8 +271,10 @@ class WorkerLink:
     def _check_fields(self, type: str, row: Row, fields: dict[str, Any], who: str) -> None:
         if len(fields) == len(row.fields):
             for name, types in row.fields.items():
-                if name not in fields or fields[name].__class__ not in types:
+                if name not in fields or (kind := fields[name].__class__) not in types:
                     break
+                if kind is str and len(fields[name]) > NAME_LIMIT and name not in LONG_FIELDS:
+                    raise ProtocolViolation(f"{who} said {type!r} with {len(fields[name])} characters of {name!r}")
             else:
                 return
         raise ProtocolViolation(f"{who} said {type!r} with fields that are not {sorted(row.fields)}")

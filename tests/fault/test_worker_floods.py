@@ -56,6 +56,8 @@ LOG = ('{"type":"log","worker_id":"w","run_id":%s,"session_id":null,"stream":"st
        '"dropped_bytes":0}')
 ENDED = ('{"type":"ended","run_id":"r-nobody","state":"completed","code":"","duration_us":1,"dropped_bytes":0,'
          '"context":null,"saved":false}\n1')
+#: No name is as long, and what would hold it counts names as nothing.
+LONG = "x" * 1000
 #: More than is ever allowed: the worker dies long before it has said all of it.
 FOR_EVER = 3_000_000
 
@@ -88,6 +90,8 @@ def cause(daemon: Daemon, run_id: str | None) -> str:
     pytest.param(LOG % '"RUN"', FOR_EVER, "bytes of 'log' of one run", id="lines of its run"),
     pytest.param(LOG % "null", FOR_EVER, "'log' faster than any worker", id="lines of no run"),
     pytest.param(ENDED, FOR_EVER, "'ended' faster than any worker", id="ends of nobody's run"),
+    pytest.param(LOG.replace("stdout", LONG) % "null", 1, "1000 characters of 'stream'", id="a stream's name"),
+    pytest.param(ENDED.replace("r-nobody", LONG), 1, "1000 characters of 'run_id'", id="a run's id"),
 ])
 def test_who_says_what_no_honest_worker_says_is_killed_for_that(
     house: Daemon, says: str, times: int, told: str,

@@ -229,6 +229,7 @@ def test_standard_streams_may_be_replaced(house: Daemon) -> None:
     pytest.param('"\\ud800"', "unserialisable-result", id="22 a lone surrogate"),
     pytest.param("not JSON", "unserialisable-result", id="22 no JSON"),
     pytest.param("", "unserialisable-result", id="22 nothing"),
+    pytest.param("[1,\r\r2]", "unserialisable-result", id="22 more than one line"),
 ])
 def test_a_forged_result_is_passed_on_only_as_strict_json(house: Daemon, payload: str, code: str) -> None:
     # faults 20, 21, 22

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from orpheusd.errors import OrpheusError
 from orpheusd.operations import OPERATIONS, Access
-from tests.daemon import Daemon, write_agent
+from tests.daemon import ROOT, Daemon, write_agent
 from tests.eventually import eventually
 
 ECHO = "def handler(input_data):\n    return input_data\n"
@@ -48,6 +49,25 @@ def test_a_change_that_is_refused_is_told_too(daemon: Daemon, operation: Any) ->
     told = eventually(lambda: lines(daemon)[before:])
     assert [(row["operation"], row["outcome"]) for row in told] == [(operation.name, refused.value.code)]
     assert SECRET not in (daemon.state_dir / "audit.log").read_text()
+
+
+def test_who_does_not_wait_for_the_end_is_told_all_the_same(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.deploy(write_agent(tmp_path / "left-alone", ECHO))
+    before = len(lines(daemon))
+    asks = "import sys; from tests.daemon import Control; one = Control(sys.argv[1]); one.call('health'); " \
+           "one.send('restart', agent='left-alone')"
+    subprocess.run([sys.executable, "-c", asks, str(daemon.control_socket)], cwd=ROOT, check=True, timeout=30)
+    told = eventually(lambda: [row for row in lines(daemon)[before:] if row["operation"] == "restart"])[0]
+    assert told["outcome"] == "done"
+    assert Path(told["exe"]) == Path(sys.executable).resolve()
+
+
+def test_what_is_no_name_of_an_agent_is_not_told(daemon: Daemon) -> None:
+    before = len(lines(daemon))
+    with pytest.raises(OrpheusError):
+        daemon.call("undeploy", agent=SECRET.upper() * 100_000)
+    told = eventually(lambda: [row for row in lines(daemon)[before:] if row["operation"] == "undeploy"])
+    assert [(row["agent"], row["outcome"]) for row in told] == [(None, "invalid-request")]
 
 
 def test_reading_and_running_is_not_told(daemon: Daemon) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from orpheusd.errors import OrpheusError
-from tests.daemon import environment
+from tests.daemon import Daemon, environment, write_agent
+from tests.eventually import eventually
 from tests.integration.scripted import TIMEOUT_S, Exchange, Params, ScriptedDaemon, ctl, on_terminal
 
 
@@ -108,6 +110,25 @@ def test_deploy_on_a_terminal_marks_each_step(door: ScriptedDaemon, folder: Path
     assert seen.count("✓") == 3 and "✗ build" in seen and "No matching distribution\\x1b[K" in seen
 
 
+def test_ctrl_c_says_that_the_daemon_goes_on(daemon: Daemon, tmp_path: Path) -> None:
+    code = "import time, workspace\nwhile not workspace.path('go').exists():\n    time.sleep(0.01)\n" \
+           "def handler(input_data):\n    return 1\n"
+    folder = write_agent(tmp_path / "interrupted", code)
+    with subprocess.Popen([sys.executable, "-m", "orpheusctl", "deploy", str(folder)], env=daemon.ctl_env,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "canary" not in (line := process.stderr.readline()):
+            assert line, "it ended before its worker was started"
+        process.send_signal(signal.SIGINT)
+        out, said = process.communicate(timeout=TIMEOUT_S)
+    assert (process.returncode, out) == (130, "") and said == (
+        "the daemon goes on with this deploy; `orpheusctl list` shows the version when it serves\n")
+    (daemon.state_dir / "workspaces" / "interrupted" / "go").touch()
+    rows = eventually(lambda: [row for row in daemon.call("agent.list")["agents"] if row["name"] == "interrupted"],
+                      what="the version to serve")
+    assert rows[0]["version"] == 1
+
+
 def test_nothing_is_sent_without_an_agent_yaml(door: ScriptedDaemon, tmp_path: Path) -> None:
     done = ctl(door, "deploy", str(tmp_path / "my-agent"))
     assert done.returncode == 2 and "No such file" in done.stderr
@@ -129,3 +150,15 @@ def test_validate_runs_the_checker_and_passes_its_exit_code(folder: Path) -> Non
     done = validate(str(folder), "--json")
     assert done.returncode == 2
     assert "modul" in done.stdout and json.loads(done.stdout)
+
+
+def test_ctrl_c_in_an_import_that_takes_long_leaves_without_a_word(folder: Path, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    (folder / "agent.py").write_text(
+        f"import pathlib, time\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(60)\ndef handler(i): return 1\n")
+    with subprocess.Popen([sys.executable, "-m", "orpheusctl", "validate", str(folder)], env=environment(), text=True,
+                          start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        eventually(begun.exists, TIMEOUT_S, "the import to have begun")
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        said = process.communicate(timeout=TIMEOUT_S)
+    assert (process.returncode, *said) == (130, "", "")

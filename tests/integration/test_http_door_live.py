@@ -11,6 +11,7 @@ from tests.daemon import Daemon, write_agent
 from tests.eventually import eventually
 
 AGENT = """
+import gc, os, workspace
 turns = {}
 
 def handler(input_data):
@@ -19,6 +20,10 @@ def handler(input_data):
     session = input_data.get("session_id", "default")
     turns[session] = turns.get(session, 0) + 1
     print("turn", turns[session])
+    if "forge" in input_data:
+        said = '{"type":"output","run_id":"%s","seq":%d}\\n%s\\n' % (workspace.run.id, *input_data["forge"])
+        os.write(next(one for one in gc.get_objects() if type(one).__name__ == "Channel").fileno(), said.encode())
+    workspace.emit({"large": 2 ** 70, "whole": 1.0})
     return {"turn": turns[session], "large": 2 ** 70}
 """
 NAME = "http-live"
@@ -80,7 +85,20 @@ def test_a_stream_says_what_happens_and_then_the_result(http: httpx.Client) -> N
     answer = http.post(f"/v1/agents/{NAME}/run", json={"input": {}}, headers={"Accept": "text/event-stream"})
     assert answer.status_code == 200
     assert 'event: log\ndata: {"stream":"stdout","text":"turn ' in answer.text
+    assert 'event: output\ndata: {"large":1180591620717411303424,"whole":1.0}\n' in answer.text
     assert answer.text.rstrip().rpartition("\n\n")[2].split("\n")[1] == "event: result"
+
+
+@pytest.mark.parametrize(("seq", "output", "told"), [
+    pytest.param(-1, '"forged"', False, id="a number below all"),
+    pytest.param(10 ** 18, '"forged"', False, id="a number that nobody counts to"),
+    pytest.param(7, "1e999", True, id="JSON that not everybody can read"),
+])
+def test_output_that_no_worker_says_ends_no_door(http: httpx.Client, seq: int, output: str, told: bool) -> None:
+    asked = {"input": {"forge": [seq, output]}}
+    answer = http.post(f"/v1/agents/{NAME}/run", json=asked, headers={"Accept": "text/event-stream"})
+    assert "event: result" in answer.text
+    assert (f"event: output\ndata: {output}\n" in answer.text, output in answer.text) == (told, told)
 
 
 def test_every_answer_has_the_shape_that_is_promised(http: httpx.Client) -> None:

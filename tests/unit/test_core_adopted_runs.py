@@ -1,5 +1,7 @@
 """Runs that an earlier daemon left, and those who have them and do not dial."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from orpheusd.core import effects as ef
@@ -34,6 +36,29 @@ def test_a_run_that_is_over_ends_again_and_is_answered_once() -> None:
     world.tell(ev.RunEnded("w1", "r", "completed", ""))
     assert world.outcome("r") == ("completed", "") and world.answer("r").turn == 1
     assert world.run("s") == "w1"
+
+
+class Looked(tuple[ev.Unfinished, ...]):
+    """Runs that count how often all of them are looked at."""
+
+    times = 0
+
+    def __iter__(self) -> Iterator[ev.Unfinished]:
+        Looked.times += 1
+        return super().__iter__()
+
+
+def test_what_a_worker_has_is_looked_through_as_often_however_much_it_is() -> None:
+    def times(sessions: int) -> int:
+        Looked.times = 0
+        runs = Looked(unfinished(f"r{number}", "w1", "s0", "warm", over=True) for number in range(2))
+        world = adopted("w1")
+        hear(world, "w1", *(ev.Seen(f"s{number}", 3, 0.0) for number in range(sessions)), runs=runs)
+        known = world.agent().sessions.get("s0")
+        assert known is not None and known.turns == 1, "two of its three turns are still to be told"
+        return Looked.times
+
+    assert times(1000) == times(1)
 
 
 def test_a_run_that_the_log_does_not_have_is_found() -> None:

@@ -147,10 +147,11 @@ def test_the_end_of_the_connection_ends_everything_that_waits() -> None:
     play(scene)
 
 
-def test_payloads_are_the_bytes_that_were_sent() -> None:
-    """Even where they look like the frame around them."""
-    payloads = [b'{"seq":1}', b'[{"a":{"seq":5}}]', b'",\\"seq\\":5}}"', b"1180591620717411303424", b'"\xc3\xa9"',
-                b"1.0"]
+@pytest.mark.parametrize("number", [b',"seq":7', b""])
+def test_payloads_are_the_bytes_that_were_sent(number: bytes) -> None:
+    """Even where they look like the frame around them. `number`: only output has one."""
+    payloads = [b'{"seq":1}', b'{"a":1,"seq":5}', b'[{"a":{"seq":5}}]', b'",\\"seq\\":5}}"', b"1180591620717411303424",
+                b'"\xc3\xa9"', b"1.0"]
 
     async def scene() -> None:
         async with joined() as pair:
@@ -158,8 +159,8 @@ def test_payloads_are_the_bytes_that_were_sent() -> None:
                 stream = pair.client.stream("run", {})
                 id = (await pair.request())["id"]
                 pair.writer.write(
-                    b'{"jsonrpc":"2.0","method":"run.event","params":{"id":%d,"event":"output","data":%b,"seq":7}}\n'
-                    b'{"jsonrpc":"2.0","id":%d,"result":%b}\n' % (id, payload, id, payload))
+                    b'{"jsonrpc":"2.0","method":"run.event","params":{"id":%d,"event":"output","data":%b%b}}\n'
+                    b'{"jsonrpc":"2.0","id":%d,"result":%b}\n' % (id, payload, number, id, payload))
                 while stream.outcome is None:
                     events = await stream.take(1)
                 assert [(one.name, one.data) for one in events] == [("output", payload)]

@@ -19,7 +19,8 @@ def worker(orphaned: bool = False) -> WorkerMember:
 
 
 def held(run_id: str) -> Message:
-    return Message("held", {"run_id": run_id, "session_id": None, "context": None}, b"1")
+    return Message("held", {"run_id": run_id, "session_id": None, "context": None, "turn": 0, "timeout_s": None,
+                            "note": {}, "elapsed_s": 0.5, "over": False}, b"1")
 
 
 def times_until_excess(say: Callable[[], None], most: int) -> int:
@@ -107,3 +108,16 @@ def test_who_tells_of_more_than_is_believed_is_heard_for_a_while(
     one = worker(orphaned)
     assert times_until_excess(lambda: one.holds(held("r")), 3 * BURST_BYTES // STRAY_COST_BYTES) > 500
     assert len(one.held) == (10 if orphaned else 0)
+
+
+def test_workers_of_one_template_tell_of_as_many_sessions_as_their_agent_may_have() -> None:
+    template = TemplateMember(Record("t", "agent", 1, "00"), orphaned=True, sessions_limit=5)
+    one, other = (WorkerMember(id, template, orphaned=True) for id in ("w-1", "w-2"))
+    one.holds(Message("sessions", {}, b'[["a",1,0.5,false],["b",1,0.5,false]]'))
+    other.holds(Message("sessions", {}, b'[["c",1,0.5,false],["d",1,0.5,false]]'))
+    one.holds(Message("sessions", {}, b'[["e",1,0.5,false],["f",1,0.5,false]]'))
+    assert [row[0] for row in one.sessions] == ["a", "b", "e"] and [row[0] for row in other.sessions] == ["c", "d"]
+    with pytest.raises(Excess):
+        for _ in range(2 * BURST_BYTES // STRAY_COST_BYTES):
+            other.holds(Message("sessions", {}, b'[["g",1,0.5,false]]'))
+    assert len(other.sessions) == 2

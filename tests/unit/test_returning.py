@@ -11,6 +11,7 @@ from orpheusd.errors import OrpheusError
 from orpheusd.returning import Returning
 from orpheusd.wire.worker import Message
 
+MISBEHAVED = ev.WorkerMisbehaved("w-1", "it lied")
 EXITED = ev.WorkerExited("w-1", "exit 0", frozenset())
 
 
@@ -71,14 +72,15 @@ def test_what_is_heard_while_the_log_is_asked_waits(
         told.adopted("w-1", [], [held("r-1"), held("r-2")])
         told.ended("w-1", held("r-1"))
         told.ended("w-2", held("r-8"))
+        told.happened(MISBEHAVED)
         told.happened(EXITED)
         told.happened(ev.TimePassed())
         assert heard.facts == [("w-2", "r-8"), ev.TimePassed()], "the others are not held up"
         log.go.set()
         async with asyncio.timeout(5):
-            while len(heard.facts) < 5:
+            while len(heard.facts) < 6:
                 await asyncio.sleep(0)
-        assert heard.facts[2:] == [("w-1", 0, 2, states or {}), ("w-1", "r-1"), EXITED]
+        assert heard.facts[2:] == [("w-1", 0, 2, states or {}), ("w-1", "r-1"), MISBEHAVED, EXITED]
         assert log.asked == [["r-2"]]
         told.ended("w-1", held("r-9"))
         assert heard.facts[-1] == ("w-1", "r-9"), "nothing waits any more"

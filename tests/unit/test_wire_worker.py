@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from orpheusd.wire.worker import (
     ENDED_STATES,
+    LONG_FIELDS,
     MESSAGES,
+    NAME_LIMIT,
     PROTOCOL_VERSION,
     TRANSITIONS,
     LinkState,
@@ -102,6 +104,25 @@ def test_fields_must_be_the_tables(type: str, wrong: str) -> None:
         speaker.send(type, fields, b"{}")
     with pytest.raises(ProtocolViolation, match="with fields that are not"):
         listener.receive(dumps({"type": type, **fields}) + b"\n")
+
+
+@pytest.mark.parametrize(("type", "name"), [
+    (type, name) for type, row in MESSAGES.items() for name, types in row.fields.items()
+    if str in types and row.senders != (Role.SUPERVISOR,) and name != "role"])
+def test_names_are_short(type: str, name: str) -> None:
+    row = MESSAGES[type]
+
+    def heard(text: str) -> list[Message]:
+        fields = {**fields_of(type), "role": "worker"} if type == "hello" else fields_of(type)
+        ours, _ = joined(row.senders[-1], row.states[-1])
+        return ours.receive(dumps({"type": type, **fields, name: text}) + b"\n{}\n"[: 4 if row.payload else 1])
+
+    assert heard("x" * NAME_LIMIT)[0].fields[name] == "x" * NAME_LIMIT
+    if name in LONG_FIELDS:
+        assert heard("x" * (NAME_LIMIT + 1))
+        return
+    with pytest.raises(ProtocolViolation, match=f"257 characters of '{name}'"):
+        heard("x" * (NAME_LIMIT + 1))
 
 
 @pytest.mark.parametrize("line", [

@@ -26,7 +26,7 @@ UNREAD_LIMIT_BYTES = 64 * 1024 * 1024
 #: Frames as `wire.control` and orjson write them; one that is written otherwise is decoded instead.
 _ANSWER = re.compile(rb'\{"jsonrpc":"2\.0","id":(\d{1,18}),"result":')
 _EVENT = re.compile(rb'\{"jsonrpc":"2\.0","method":"[a-z.]+","params":\{"id":(\d{1,18}),"event":"([a-z]+)","data":')
-_EVENT_END = re.compile(rb',"seq":\d{1,18}\}\}\Z')
+_EVENT_END = re.compile(rb'(?:,"seq":\d{1,18})?\}\}\Z')
 _EVENT_END_BYTES = 32
 
 
