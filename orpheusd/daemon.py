@@ -302,6 +302,9 @@ class Daemon:
             # whoever comes now waits for the next daemon; whoever came before is not refused, but answered
             self._fronts.stop_accepting()
             await _first_of(config.stop_timeout_s, self._fronts.empty, hurry)
+        # runs of before go on where nobody has looked yet, and results are there that nobody else has
+        if self._engine.supervisor.adopts:
+            await _first_of(over_at - loop.time(), self._engine.adopted, hurry)
         self._engine.shut_down()
         await _first_of(over_at - loop.time(), self._engine.quiet, hurry)
         self._engine.cut_short()
