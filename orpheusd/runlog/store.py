@@ -3,6 +3,8 @@
 It raises what SQLite raises and decides nothing about it: whether to wait, to retry or to give up is the writer's.
 """
 
+# ruff: noqa: S608 - the pieces are constants; values are bound
+
 import sqlite3
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +21,8 @@ from orpheusd.runlog.schema import COLUMNS, RING, connect_reader, connect_writer
 PAGES_PER_COMMIT = 6
 PAGES_PER_ROW = 2
 PAGE_BYTES = 4096
+#: What a run takes in the database beside its input and result, indexes included.
+ROW_BYTES = 512
 _DETACHED, _KEY = COLUMNS.index("detached"), COLUMNS.index("idempotency_key")
 
 
@@ -78,27 +82,41 @@ class Store:
             self._roll_back()
             raise
 
-    def trim(self, limit_rows: int, ended_before_us: int | None) -> int:
+    def trim(self, limit_rows: int, ended_before_us: int) -> int:
         """Delete, of the oldest `limit_rows` ended runs, those that are old enough. Returns how many went."""
-        run = self._connection.execute
-        before_us = ended_before_us if ended_before_us is not None else 2**63 - 1
+        return self._delete([
+            (seq, checksum) for seq, checksum, ended_at, _ in self._oldest(limit_rows) if ended_at < ended_before_us])
+
+    def make_room(self, limit_rows: int, wanted_bytes: int) -> int:
+        """Delete the oldest ended runs, `limit_rows` at most, until they took about so many bytes. Returns how many
+        went."""
+        rows = []
+        for seq, checksum, _, size_bytes in self._oldest(limit_rows):
+            if wanted_bytes > 0:
+                rows.append((seq, checksum))
+            wanted_bytes -= size_bytes
+        return self._delete(rows)
+
+    def _oldest(self, limit_rows: int) -> list[tuple[int, int, int, int]]:
+        """Of ended runs: number, checksum, when it ended, and about how many bytes it takes."""
+        return self._connection.execute(
+            f"SELECT seq, checksum, ended_at, {ROW_BYTES} + ifnull(length(input), 0) + ifnull(length(result), 0)"
+            " FROM runs WHERE ended_at IS NOT NULL ORDER BY seq LIMIT ?", (limit_rows,)).fetchall()
+
+    def _delete(self, rows: list[tuple[int, int]]) -> int:
+        """Delete the runs of these numbers and checksums. Returns how many."""
+        if not rows:
+            return 0
         try:
-            run("BEGIN IMMEDIATE")
-            oldest = run(
-                "SELECT seq, checksum, ended_at FROM runs WHERE ended_at IS NOT NULL ORDER BY seq LIMIT ?",
-                (limit_rows,)).fetchall()
-            rows = [(seq, checksum) for seq, checksum, ended_at in oldest if ended_at < before_us]
-            if rows:
-                places = ", ".join("?" * len(rows))
-                reached("runlog-trimming")
-                run(f"DELETE FROM runs WHERE seq IN ({places})", [seq for seq, _ in rows])  # noqa: S608
-                self._commit(-len(rows), -sum(checksum for _, checksum in rows), self.head.next_seq)
-                self.wal_pages += PAGES_PER_COMMIT + PAGES_PER_ROW * len(rows)
-            else:
-                run("ROLLBACK")
+            self._connection.execute("BEGIN IMMEDIATE")
+            places = ", ".join("?" * len(rows))
+            reached("runlog-trimming")
+            self._connection.execute(f"DELETE FROM runs WHERE seq IN ({places})", [seq for seq, _ in rows])
+            self._commit(-len(rows), -sum(checksum for _, checksum in rows), self.head.next_seq)
         except BaseException:
             self._roll_back()
             raise
+        self.wal_pages += PAGES_PER_COMMIT + PAGES_PER_ROW * len(rows)
         return len(rows)
 
     def give_back(self, pages: int) -> None:

@@ -17,6 +17,8 @@ CHECKPOINT_PAGES = 4000
 CHECKPOINT_IDLE_S = 5.0
 #: Rows deleted in one go: a few milliseconds.
 TRIM_ROWS = 256
+#: And of what the database may hold, this part more than is too much, so that not each second has to delete again.
+SLACK = 16
 #: Empty pages are given back in steps of this many, once they are more than a quarter of the file.
 GIVE_BACK_PAGES = 64
 #: A wall clock that moved by more than this against the monotonic one was set; ages mean nothing for a while then.
@@ -83,20 +85,22 @@ class Upkeep:
         self._trimming = True
 
     def _trim(self, now: float) -> bool:
-        """One step of deleting or giving back; whether there is more to do."""
+        """One step of deleting and one of giving back; whether there is more to do."""
         store, settings = self._store, self._settings
         room = store.room()
         self.used_bytes = (room.pages - room.free_pages) * PAGE_BYTES
-        if settings.max_bytes and self.used_bytes > settings.max_bytes and store.trim(TRIM_ROWS, None):
-            return True
-        if settings.max_age_s and self._clock_trusted(now):
+        excess_bytes = self.used_bytes - settings.max_bytes
+        if settings.max_bytes and excess_bytes > 0:
+            more = store.make_room(TRIM_ROWS, excess_bytes + settings.max_bytes // SLACK) > 0
+        elif settings.max_age_s and self._clock_trusted(now):
             oldest_us = int((time.time() - settings.max_age_s) * 1_000_000)
-            if store.trim(TRIM_ROWS, oldest_us) == TRIM_ROWS:
-                return True
+            more = store.trim(TRIM_ROWS, oldest_us) == TRIM_ROWS
+        else:
+            more = False
         if room.free_pages > max(GIVE_BACK_PAGES, room.pages // 4):
             store.give_back(GIVE_BACK_PAGES)
             return True
-        return False
+        return more
 
     def _clock_trusted(self, now: float) -> bool:
         offset = time.time() - now

@@ -61,6 +61,21 @@ def test_the_oldest_go_while_there_is_too_much(tmp_path: Path) -> None:
         assert log.log.health()["damage"] is None and log.log.health()["rows"] == rows
 
 
+def test_no_more_goes_than_is_too_much(tmp_path: Path) -> None:
+    limit_bytes, result_bytes = 8_000_000, 1_000_000
+    least = (limit_bytes - limit_bytes // upkeep.SLACK) // result_bytes - 2
+    with Log(tmp_path, Settings(max_bytes=limit_bytes, check_budget_s=30.0)) as log:
+        for number in range(3 * least):
+            assert log.log.queued(queued(f"r-{number}"))
+            log.log.ended(ended(f"r-{number}", result=b"x" * result_bytes))
+            log.settle(number + 1)
+            # what has just ended is there, whatever had to go for it
+            assert log.show(f"r-{number}").result is not None
+            assert number < least or log.log.health()["rows"] >= least
+        eventually(lambda: 0 < log.log.health()["used_bytes"] <= limit_bytes, what="the log to be small enough")
+    assert least <= log.log.health()["rows"] <= limit_bytes // result_bytes
+
+
 def test_empty_pages_are_given_back(tmp_path: Path) -> None:
     with Log(tmp_path, KEEP_ALL) as log:
         write(log, 0, 2000, ended_at=time.time() - 1000)
