@@ -84,24 +84,31 @@ class Store:
 
     def trim(self, limit_rows: int, ended_before_us: int) -> int:
         """Delete, of the oldest `limit_rows` ended runs, those that are old enough. Returns how many went."""
-        return self._delete([
-            (seq, checksum) for seq, checksum, ended_at, _ in self._oldest(limit_rows) if ended_at < ended_before_us])
+        oldest = self._connection.execute(
+            "SELECT seq, checksum, ended_at FROM runs WHERE ended_at IS NOT NULL ORDER BY seq LIMIT ?",
+            (limit_rows,)).fetchall()
+        return self._delete([(seq, checksum) for seq, checksum, ended_at in oldest if ended_at < ended_before_us])
 
-    def make_room(self, limit_rows: int, wanted_bytes: int) -> int:
-        """Delete the oldest ended runs, `limit_rows` at most, until they took about so many bytes. Returns how many
-        went."""
-        rows = []
-        for seq, checksum, _, size_bytes in self._oldest(limit_rows):
-            if wanted_bytes > 0:
+    def make_room(
+        self, limit_rows: int, wanted_bytes: int, after_seq: int, before_seq: int, keys_since_us: int
+    ) -> int:  # fmt: skip
+        """Delete the oldest ended runs between these numbers until they took about so many bytes, but for those with
+        a key that were accepted since then. At most `limit_rows` are looked at. Returns the number of the last one, 0
+        when there was none."""
+        rows, looked_at = [], 0
+        for seq, checksum, size_bytes, is_kept in self._connection.execute(
+                f"SELECT seq, checksum, {ROW_BYTES} + ifnull(length(input), 0) + ifnull(length(result), 0),"
+                " idempotency_key IS NOT NULL AND queued_at >= ?"
+                " FROM runs WHERE seq > ? AND seq < ? AND ended_at IS NOT NULL ORDER BY seq LIMIT ?",
+                (keys_since_us, after_seq, before_seq, limit_rows)).fetchall():
+            if wanted_bytes <= 0:
+                break
+            looked_at = seq
+            if not is_kept:
                 rows.append((seq, checksum))
-            wanted_bytes -= size_bytes
-        return self._delete(rows)
-
-    def _oldest(self, limit_rows: int) -> list[tuple[int, int, int, int]]:
-        """Of ended runs: number, checksum, when it ended, and about how many bytes it takes."""
-        return self._connection.execute(
-            f"SELECT seq, checksum, ended_at, {ROW_BYTES} + ifnull(length(input), 0) + ifnull(length(result), 0)"
-            " FROM runs WHERE ended_at IS NOT NULL ORDER BY seq LIMIT ?", (limit_rows,)).fetchall()
+                wanted_bytes -= size_bytes
+        self._delete(rows)
+        return looked_at
 
     def _delete(self, rows: list[tuple[int, int]]) -> int:
         """Delete the runs of these numbers and checksums. Returns how many."""
