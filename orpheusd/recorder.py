@@ -213,7 +213,7 @@ class Recorder:
         at = note.get("at")
         started_at = at if isinstance(at, float) else time.time()
         if state is None:
-            self._log.queued(Queued(
+            self._log.found(Queued(
                 fields["run_id"], worker.agent, fields["session_id"], str(note.get("source")), str(note.get("caller")),
                 started_at, message.payload or None))
         if state != "started":
