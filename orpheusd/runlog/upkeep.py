@@ -96,31 +96,30 @@ class Upkeep:
         room = store.room()
         self.used_bytes = (room.pages - room.free_pages) * PAGE_BYTES
         excess_bytes = self.used_bytes - settings.max_bytes
-        if settings.max_bytes and excess_bytes > 0:
-            more = self._make_room(excess_bytes + settings.max_bytes // SLACK, now)
-        elif settings.max_age_s and self._clock_trusted(now):
+        more = bool(settings.max_bytes) and excess_bytes > 0 and self._make_room(
+            excess_bytes + settings.max_bytes // SLACK, now)
+        if not more and settings.max_age_s and self._clock_trusted(now):
             oldest_us = int((time.time() - settings.max_age_s) * 1_000_000)
             more = store.trim(TRIM_ROWS, oldest_us) == TRIM_ROWS
-        else:
-            more = False
         if room.free_pages > max(GIVE_BACK_PAGES, room.pages // 4):
             store.give_back(GIVE_BACK_PAGES)
             return True
         return more
 
     def _make_room(self, wanted_bytes: int, now: float) -> bool:
-        """Delete the oldest runs. In the older half of the log those whose keys are promised are passed over, and go
-        when nothing else is left there. Whether any was looked at."""
+        """Delete the oldest runs, of the older half of the log alone: runs that have not ended may be all that is too
+        much. There those whose keys are promised are passed over, and go when nothing else is left. Whether any was
+        looked at."""
         store, head = self._store, self._store.head
         if now >= self._next_pass:
             self._next_pass, self._passed_seq = now + PASS_S, 0
         since_us = int((time.time() - KEPT_S) * 1_000_000) if self._clock_trusted(now) else 0
-        half_seq = head.next_seq - head.row_count // 2
+        half_seq = head.next_seq - max(1, head.row_count // 2)
         looked_at = store.make_room(TRIM_ROWS, wanted_bytes, self._passed_seq, half_seq, since_us)
         if looked_at:
             self._passed_seq = looked_at
             return True
-        return store.make_room(TRIM_ROWS, wanted_bytes, 0, head.next_seq, _NEVER_US) > 0
+        return store.make_room(TRIM_ROWS, wanted_bytes, 0, half_seq, _NEVER_US) > 0
 
     def _clock_trusted(self, now: float) -> bool:
         offset = time.time() - now

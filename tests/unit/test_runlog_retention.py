@@ -76,6 +76,23 @@ def test_no_more_goes_than_is_too_much(tmp_path: Path) -> None:
     assert least <= log.log.health()["rows"] <= limit_bytes // result_bytes
 
 
+def test_the_newest_stay_when_runs_that_wait_are_too_much(tmp_path: Path) -> None:
+    with Log(tmp_path, Settings(max_bytes=200_000, check_budget_s=30.0)) as log:
+        write(log, 0, 100)
+        for number in range(200):
+            assert log.log.queued(queued(f"waits-{number}", input=b"x" * 2000))
+        log.written()
+        eventually(lambda: log.log.health()["rows"] == 200, what="the old runs to go")
+        for first in (100, 125):
+            used_bytes = log.log.health()["used_bytes"]
+            write(log, first, first + 25)
+            # what is done about it is done before the next look
+            eventually(lambda: log.log.health()["used_bytes"] > used_bytes, what="a look at them")  # noqa: B023
+        stored = [run.run_id for run in log.queries.find(RunQuery(limit=50))]
+        assert stored == [f"r-{149 - number}" for number in range(50)]
+        assert log.log.health()["used_bytes"] > 200_000
+
+
 def keyed(log: Log, first: int, last: int) -> None:
     for number in range(first, last):
         assert log.log.queued(queued(f"k-{number}", input=b"x" * 2000, idempotency_key=f"{number}", fingerprint="f"))
