@@ -304,7 +304,7 @@ class Engine:
             effect.retry_in_s, black_box)
         self._recorder.ended(outcome, pending.whole if pending is not None else self._recorder.found_whole(effect.run))
         self.explanations.keep(outcome)
-        if effect.session is not None and effect.context is not None:
+        if effect.session is not None and effect.context is not None and effect.turn:
             self._remembered.seen(effect.agent, effect.session, effect.turn)
         if pending is not None and self._recorder.replies_wait and not pending.detached:
             self.ends.when(effect.run, partial(pending.reply, outcome))
