@@ -199,7 +199,7 @@ class Daemon:
         self._runs = Runs(self._engine, self._recorder, self._quotas)
         self._lag = LoopLag()
         self._service = Service(config, self._isolation, self._engine, self._deployments, store, self._logs,
-                                self._recorder, self._runs, self._lag, self._quotas, reload)
+                                self._recorder, self._remembered, self._runs, self._lag, self._quotas, reload)
         self._audit = Audit(config.state_dir / "audit.log")
         self._control = ControlDoor(self._service, config.admin_group, self._audit)
         self._engine.processes.room.takers = [
