@@ -199,7 +199,7 @@ class Daemon:
         self._runs = Runs(self._engine, self._recorder, self._quotas)
         self._lag = LoopLag()
         self._service = Service(config, self._isolation, self._engine, self._deployments, store, self._logs,
-                                self._recorder, self._runs, self._lag, self._quotas, reload)
+                                self._recorder, self._remembered, self._runs, self._lag, self._quotas, reload)
         self._audit = Audit(config.state_dir / "audit.log")
         self._control = ControlDoor(self._service, config.admin_group, self._audit)
         self._engine.processes.room.takers = [
@@ -303,6 +303,9 @@ class Daemon:
             # whoever comes now waits for the next daemon; whoever came before is not refused, but answered
             self._fronts.stop_accepting()
             await _first_of(config.stop_timeout_s, self._fronts.empty, hurry)
+        # runs of before go on where nobody has looked yet, and results are there that nobody else has
+        if self._engine.supervisor.adopts:
+            await _first_of(over_at - loop.time(), self._engine.adopted, hurry)
         self._engine.shut_down()
         await _first_of(over_at - loop.time(), self._engine.quiet, hurry)
         self._engine.cut_short()

@@ -26,6 +26,7 @@ from orpheusd.engine import Engine, Verdict
 from orpheusd.errors import OrpheusError
 from orpheusd.failpoints import reached
 from orpheusd.operations import RESULT_LIMIT_BYTES
+from orpheusd.process.adopted import is_there
 from orpheusd.process.causes import MB
 from orpheusd.process.plan import Plan
 from orpheusd.process.records import Record
@@ -60,8 +61,10 @@ class Deployments:
 
     def load_all(self) -> list[str]:
         """Start the current version of every agent on disk. Returns a sentence for each that cannot be."""
-        listing = self._store.list_agents()
         orphans = self._engine.processes.orphans()
+        self._store.settle_trials(lambda name, number: any(
+            is_there(record.template) for record in orphans if (record.agent, record.version) == (name, number)))
+        listing = self._store.list_agents()
         for version in listing.versions:
             self.deployed[version.name] = version
             rolled_back = self._store.rolled_back(version.name)

@@ -58,8 +58,9 @@ class Engine:
     """Invariant: `pending` has exactly the runs that this daemon accepted and that are not resolved; `_unacknowledged`
     has, with its worker, each run whose end was heard and is not on the disk yet.
 
-    After `shut_down`, `quiet` is set when no run is left, and `stopped` when no process is. `ends` and `acceptances`
-    hold what waits for the log to have a run's end, and a detached run's `queued` row.
+    After `shut_down`, `quiet` is set when no run is left, and `stopped` when no process is; `adopted` when no agent
+    that was loaded waits for who outlived an earlier daemon. `ends` and `acceptances` hold what waits for the log to
+    have a run's end, and a detached run's `queued` row.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Engine:
         self.processes = Processes(
             runtime_dir, isolation, interpreter, lib,
             Sinks(told.happened, relay.died, told.adopted, told.ended, relay.output, relay.log, on_note))
-        self.quiet, self.stopped = asyncio.Event(), asyncio.Event()
+        self.quiet, self.stopped, self.adopted = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.explanations = Explanations()
         self.ends, self.acceptances = Commits(), Commits()
         self._held, self._handed_out = False, asyncio.Event()
@@ -144,6 +145,8 @@ class Engine:
             raise
         finally:
             self._turning = False
+        if not self.adopted.is_set() and not self.supervisor.adopts:
+            self.adopted.set()
         self._arm()
 
     def now(self) -> float:
@@ -183,14 +186,14 @@ class Engine:
              orphans: tuple[ev.Orphan, ...]) -> None:
         """Tell of an agent that was deployed when the last daemon ran, and of what that may have left."""
         unfinished = self._recorder.take_unfinished(agent, settings.timeout_s)
+        self.adopted.clear()
         self.feed(ev.AgentLoaded(agent, version, settings, sessions, orphans, unfinished))
 
     def committed(self, run_ids: list[str]) -> None:
         """The ends of these runs are on the disk: their workers need not keep them, and whoever waits is told."""
         by_worker: dict[str, list[str]] = {}
         for run_id in run_ids:
-            worker_id = self._unacknowledged.pop(run_id, None)
-            if worker_id is not None:
+            if (worker_id := self._unacknowledged.pop(run_id, None)) is not None:
                 by_worker.setdefault(worker_id, []).append(run_id)
         for worker_id, ended in by_worker.items():
             self.processes.acknowledge(worker_id, ended)
@@ -212,8 +215,7 @@ class Engine:
         """
         self._held = True
         for run_id, pending in list(self.pending.items()):
-            run = self.supervisor.runs.get(run_id)
-            if run is None or pending.detached:
+            if (run := self.supervisor.runs.get(run_id)) is None or pending.detached:
                 continue
             self.pending[run_id] = pending._replace(on_outcome=lambda _outcome: None, on_event=None)
             pending.on_outcome(unawaited(run, self.now()))
@@ -271,8 +273,7 @@ class Engine:
             self._remembered.begun(worker.agent, effect.session, effect.turn - 1, effect.worker)
 
     def _cancel(self, effect: ef.CancelRun) -> None:
-        pending = self.pending.get(effect.run)
-        if pending is not None and self._keeps_queued(effect.run, pending):
+        if (pending := self.pending.get(effect.run)) is not None and self._keeps_queued(effect.run, pending):
             return
         if self._write_ahead.withdraw(effect.run):
             self._loop.call_soon(self._ended, effect.worker, never_began(effect.run, effect.reason))
@@ -303,7 +304,7 @@ class Engine:
             effect.retry_in_s, black_box)
         self._recorder.ended(outcome, pending.whole if pending is not None else self._recorder.found_whole(effect.run))
         self.explanations.keep(outcome)
-        if effect.session is not None and effect.context is not None:
+        if effect.session is not None and effect.context is not None and effect.turn:
             self._remembered.seen(effect.agent, effect.session, effect.turn)
         if pending is not None and self._recorder.replies_wait and not pending.detached:
             self.ends.when(effect.run, partial(pending.reply, outcome))
@@ -345,8 +346,7 @@ class Engine:
         self._on_rolled_back(effect)
 
     def _decide(self, request: str, error: str) -> None:
-        future = self._verdicts.get(request)
-        if future is not None and not future.done():
+        if (future := self._verdicts.get(request)) is not None and not future.done():
             future.set_result(Verdict(error))
 
     # What the log tells

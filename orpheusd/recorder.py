@@ -117,7 +117,8 @@ class Recorder:
             outcome.run_id, outcome.state, outcome.code, time.time(), round(outcome.duration_ms * 1000),
             result=outcome.result or None, error_type=error.get("type"),
             error_message=outcome.message or None, traceback=error.get("traceback"),
-            exit_cause=outcome.cause or None, context=outcome.context, turn=outcome.turn,
+            exit_cause=outcome.cause or None, context=outcome.context,
+            turn=outcome.turn if outcome.turn or outcome.context is None else None,
             whole=whole, black_box=orjson.dumps(outcome.black_box).decode() if outcome.black_box else None))
 
     async def find(self, query: RunQuery) -> list[dict[str, Any]]:
@@ -213,7 +214,7 @@ class Recorder:
         at = note.get("at")
         started_at = at if isinstance(at, float) else time.time()
         if state is None:
-            self._log.queued(Queued(
+            self._log.found(Queued(
                 fields["run_id"], worker.agent, fields["session_id"], str(note.get("source")), str(note.get("caller")),
                 started_at, message.payload or None))
         if state != "started":

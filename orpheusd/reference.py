@@ -64,6 +64,10 @@ Where systemd holds the listening sockets, requests that were accepted over HTTP
 they have the same time to be over, those that wait for a worker too, and only then the first step begins. Whoever
 connects later waits for the next daemon.
 
+A daemon that has just started after a crash or a reload first hears the workers that it adopts, for five seconds at
+most and within the same `stop_timeout_s`; then the first step begins. So the runs that they are in have their time as
+well, and what they hold is recorded.
+
 So the process is gone at most `grace_s` and a second after runs are over, have used up their time, or were not to be
 waited for. Only a disk that does not keep up is given longer, because what is not written then is lost:
 `stop_timeout_s` for the sessions and as much for the run log.

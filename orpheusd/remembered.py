@@ -28,6 +28,8 @@ T = TypeVar("T")
 LINGER_S = 0.02
 #: How soon a disk that took nothing is tried again.
 RETRY_S = 1.0
+#: How long somebody waits for it who wants to know.
+WRITTEN_S = 5.0
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS sessions (
@@ -89,6 +91,13 @@ class Remembered:
     def ended(self, agent: str, session_id: str) -> None:
         self._changes[agent, session_id] = Change(None, time.time())
         self._arm()
+
+    async def written(self) -> bool:
+        """Whether the disk has what became of sessions until now; False when it did not take that in WRITTEN_S."""
+        self._flush()
+        done = asyncio.wrap_future(self._thread.submit(lambda: not self._unwritten))
+        await asyncio.wait([done], timeout=WRITTEN_S)
+        return done.done() and done.result()
 
     def load(self, agent: str, ttl_s: float, most: int) -> list[Seen]:
         """The sessions that have not expired, least recently used first. For the start: it waits."""

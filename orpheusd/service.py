@@ -30,6 +30,7 @@ from orpheusd.process.sandbox import Isolation
 from orpheusd.quotas import Quotas
 from orpheusd.recorder import Recorder
 from orpheusd.reload import RELOADING, Reload
+from orpheusd.remembered import Remembered
 from orpheusd.runlog.queries import RunQuery
 from orpheusd.runs import Runs
 
@@ -45,7 +46,8 @@ class Service:
 
     def __init__(
         self, config: Config, isolation: Isolation, engine: Engine, deployments: Deployments, store: VersionStore,
-        logs: AgentLogs, recorder: Recorder, runs: Runs, lag: LoopLag, quotas: Quotas, reload: Reload,
+        logs: AgentLogs, recorder: Recorder, remembered: Remembered, runs: Runs, lag: LoopLag, quotas: Quotas,
+        reload: Reload,
     ) -> None:  # fmt: skip
         self._config = config
         self._isolation = isolation
@@ -54,6 +56,7 @@ class Service:
         self._store = store
         self._logs = logs
         self._recorder = recorder
+        self._remembered = remembered
         self._runs = runs
         self._lag = lag
         self._quotas = quotas
@@ -130,7 +133,7 @@ class Service:
             raise OrpheusError("not-found", f"{agent.id} has no session {id}; it has not been seen, or it has ended")
         return {"agent": agent.id, **views.session_row(agent, id, session, self._engine.now())}
 
-    def session_end(self, call: Call, params: Params) -> dict[str, Any]:
+    def session_end(self, call: Call, params: Params) -> Later:
         shown = self.session_show(call, params)
         if shown["running"] or shown["waiting"]:
             raise OrpheusError("session-busy", f"session {shown['id']} has a run in progress; cancel it first")
@@ -140,7 +143,13 @@ class Service:
             raise OrpheusError("session-busy", f"the worker of session {shown['id']} has not been heard since the "
                                "daemon started; try again in a moment")
         self._engine.feed(ev.SessionEndRequested(shown["agent"], shown["id"]))
-        return {"id": shown["id"], "ended": True}
+        return self._session_ended(shown["id"])
+
+    async def _session_ended(self, id: str) -> dict[str, Any]:
+        if not await self._remembered.written():
+            raise OrpheusError("internal", f"session {id} is ended, and the disk does not take that now; it is "
+                               "written as soon as it does, and a daemon that dies before does not know of it")
+        return {"id": id, "ended": True}
 
     # Changes
 

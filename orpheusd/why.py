@@ -11,8 +11,9 @@ from orpheusd.outcome import Outcome
 
 #: A shorter wait is the time it takes to hand a run over.
 WORTH_TELLING_S = 0.001
-#: Runs that can be explained: the latest ones, a few megabytes.
-KEPT_RUNS = 10_000
+#: Runs that can be explained: the latest ones, some ten megabytes with what is kept of their messages. A handler's may
+#: have 8 KiB, which the run log has.
+KEPT_RUNS, MESSAGE_CHARS = 10_000, 300
 
 _BY_CONTEXT = {
     "new": "The session was not known. {worker}, with the fewest sessions of {idle} open workers, is its home now.",
@@ -33,7 +34,8 @@ class Explanations:
         self._outcomes: OrderedDict[str, Outcome] = OrderedDict()
 
     def keep(self, outcome: Outcome) -> None:
-        self._outcomes[outcome.run_id] = outcome._replace(result=b"", error={}, black_box={})
+        message = outcome.message if len(outcome.message) <= MESSAGE_CHARS else f"{outcome.message[:MESSAGE_CHARS]}…"
+        self._outcomes[outcome.run_id] = outcome._replace(message=message, result=b"", error={}, black_box={})
         if len(self._outcomes) > KEPT_RUNS:
             self._outcomes.popitem(last=False)
 

@@ -193,7 +193,8 @@ class Adopter:
         agent.outdated_runs += worker.outdated
         if unfinished.over:
             agent.owed.add(run.id)
-        if run.session is not None:
+        # a session of a run that is over, of which neither the disk nor the worker knows any more, has ended since
+        if run.session is not None and not (unfinished.over and agent.sessions.get(run.session) is None):
             run.entry = agent.sessions.resume(run.session, now)
         self._deadlines.arm(worker, run.deadline)
 

@@ -90,6 +90,11 @@ class Supervisor:
         self._effects.clear()
         return effects
 
+    @property
+    def adopts(self) -> bool:
+        """Whether an agent waits for the word of those who outlived an earlier daemon."""
+        return any(agent.adoption is not None for agent in self.agents.values())
+
     def next_deadline(self) -> float | None:
         """When TimePassed is due, at the latest; None while nothing waits for time."""
         return self.deadlines.next()

@@ -7,7 +7,8 @@ the new. It starts no process and knows nothing of workers.
     agents/NAME/last                the highest number ever given; numbers are never given twice
     agents/NAME/rolled-back         which version the current one was put in place of by itself, and why
     agents/NAME/versions/N/         code/  manifest.json  env.json (0600)  venv (the name of one below venvs/)  served
-                                    trial (until the version serves; what a killed daemon left on trial is removed)
+                                    trial (until the version serves; what a killed daemon left on trial is removed,
+                                    once no process of it is left)
     venvs/  workspaces/NAME/  logs/NAME/  tmp/ (emptied at start)
 """
 
@@ -16,7 +17,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -86,19 +87,20 @@ class VersionStore:
         self.uploads = Uploads(state_dir / "tmp")
 
     def prepare(self) -> None:
-        """Makes the directories, empties tmp/ and removes versions that a deploy which was killed left half done.
-
-        Call once, when the daemon holds the state directory.
-        """
+        """Makes the directories and empties tmp/. Call once, when the daemon holds the state directory."""
         for name in _DIRECTORIES:
             (self.state_dir / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         beneath.empty(self.state_dir / "tmp")
         with suppress(OSError):  # builds of earlier versions shared it
             beneath.remove(self.state_dir / "pip-cache")
+
+    def settle_trials(self, lives: Callable[[str, int], bool]) -> None:
+        """Removes versions that a deploy which was killed left on trial, but for one that `lives`, as name and number:
+        it may have served for a moment, and have runs and sessions. It goes at a later deploy or start."""
         for mark in (self.state_dir / "agents").glob("*/versions/*/trial"):
             # what cannot be read here is reported by `list_agents`
             with suppress(OSError, OrpheusError, ValueError):
-                self._settle(mark.parts[-4], int(mark.parent.name))
+                self._settle(mark.parts[-4], int(mark.parent.name), lives)
 
     def stage(self, name: str, bundle: Path) -> StoredVersion:
         """The next version of agent `name`, unpacked from `bundle` and on disk, but not current.
@@ -312,11 +314,11 @@ class VersionStore:
         except FileNotFoundError:
             pass
 
-    def _settle(self, name: str, number: int) -> None:
+    def _settle(self, name: str, number: int, lives: Callable[[str, int], bool]) -> None:
         """End the trial of a version whose deploy was killed: it had become current, or it goes."""
         if self.current(name) == number:
             self.set_current(name, number)
-        else:
+        elif self.current(name) is None or not lives(name, number):
             self.discard(name, number)
 
     def _no_workspace(self, name: str, error: OSError) -> OrpheusError:

@@ -11,12 +11,17 @@ from orpheusd.process.pidfds import PidFd
 from orpheusd.process.sandbox import SANDBOX_TAG
 
 
+def is_there(template_id: str) -> bool:
+    """Whether a process of it is left. Reads all of /proc."""
+    return bool(survivors.tagged(_tag_of(template_id)))
+
+
 class AdoptedTemplate:
     """Invariant: `wait` returns when its sandbox is empty, as its first process is dead, or else when no process that
     carries its tag is left, nor one below these."""
 
     def __init__(self, template_id: str) -> None:
-        self._tag = f"{SANDBOX_TAG}={template_id}"
+        self._tag = _tag_of(template_id)
         self._loop = asyncio.get_running_loop()
         self._process: PidFd | None = None
         self._outer: int | None = None
@@ -46,3 +51,7 @@ class AdoptedTemplate:
         if self._outer is None or not proved or not await survivors.gone(self._outer, self._tag, survivors.DEADLINE_S):
             await survivors.kill_tagged(self._tag)
         return None
+
+
+def _tag_of(template_id: str) -> str:
+    return f"{SANDBOX_TAG}={template_id}"

@@ -74,11 +74,15 @@ class RunLog:
         """A run was accepted. False, and nothing is taken, while the log is not `accepting`: refuse the run."""
         if not self.accepting:
             return False
+        self.found(row)
+        return True
+
+    def found(self, row: Queued) -> None:
+        """A run is under way that an earlier daemon accepted, and did not write. Always taken."""
         if not row.whole:
             input, size_bytes = self._kept(row.input, row.input_bytes, self.settings.input_limit_bytes)
             row = row if input is row.input else row._replace(input=input, input_bytes=size_bytes)
-        self._handover.put(row, payload_bytes(row), row.awaited)
-        return True
+        self._put(row, payload_bytes(row), row.awaited)
 
     def started(self, row: Started, urgent: bool = False) -> None:
         """The run was handed to a worker, or will be once this is written (`urgent`). Always taken: only accepted runs
@@ -150,7 +154,7 @@ class RunLog:
         return (payload[:limit_bytes] if self.settings.capture else None,
                 len(payload) if size_bytes is None else size_bytes)
 
-    def _put(self, row: Started | Ended, size_bytes: int, urgent: bool = False) -> None:
+    def _put(self, row: Queued | Started | Ended, size_bytes: int, urgent: bool = False) -> None:
         if self._closed or self._writer.state is State.FAILED:
             # Nobody writes any more; the workers still hold what they were not acknowledged.
             self._dropped += 1

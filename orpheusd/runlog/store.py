@@ -3,6 +3,8 @@
 It raises what SQLite raises and decides nothing about it: whether to wait, to retry or to give up is the writer's.
 """
 
+# ruff: noqa: S608 - the pieces are constants; values are bound
+
 import sqlite3
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +21,8 @@ from orpheusd.runlog.schema import COLUMNS, RING, connect_reader, connect_writer
 PAGES_PER_COMMIT = 6
 PAGES_PER_ROW = 2
 PAGE_BYTES = 4096
+#: What a run takes in the database beside its input and result, indexes included.
+ROW_BYTES = 512
 _DETACHED, _KEY = COLUMNS.index("detached"), COLUMNS.index("idempotency_key")
 
 
@@ -78,27 +82,48 @@ class Store:
             self._roll_back()
             raise
 
-    def trim(self, limit_rows: int, ended_before_us: int | None) -> int:
+    def trim(self, limit_rows: int, ended_before_us: int) -> int:
         """Delete, of the oldest `limit_rows` ended runs, those that are old enough. Returns how many went."""
-        run = self._connection.execute
-        before_us = ended_before_us if ended_before_us is not None else 2**63 - 1
+        oldest = self._connection.execute(
+            "SELECT seq, checksum, ended_at FROM runs WHERE ended_at IS NOT NULL ORDER BY seq LIMIT ?",
+            (limit_rows,)).fetchall()
+        return self._delete([(seq, checksum) for seq, checksum, ended_at in oldest if ended_at < ended_before_us])
+
+    def make_room(
+        self, limit_rows: int, wanted_bytes: int, after_seq: int, before_seq: int, keys_since_us: int
+    ) -> int:  # fmt: skip
+        """Delete the oldest ended runs between these numbers until they took about so many bytes, but for those with
+        a key that were accepted since then. At most `limit_rows` are looked at. Returns the number of the last one, 0
+        when there was none."""
+        rows, looked_at = [], 0
+        for seq, checksum, size_bytes, is_kept in self._connection.execute(
+                f"SELECT seq, checksum, {ROW_BYTES} + ifnull(length(input), 0) + ifnull(length(result), 0),"
+                " idempotency_key IS NOT NULL AND queued_at >= ?"
+                " FROM runs WHERE seq > ? AND seq < ? AND ended_at IS NOT NULL ORDER BY seq LIMIT ?",
+                (keys_since_us, after_seq, before_seq, limit_rows)).fetchall():
+            if wanted_bytes <= 0:
+                break
+            looked_at = seq
+            if not is_kept:
+                rows.append((seq, checksum))
+                wanted_bytes -= size_bytes
+        self._delete(rows)
+        return looked_at
+
+    def _delete(self, rows: list[tuple[int, int]]) -> int:
+        """Delete the runs of these numbers and checksums. Returns how many."""
+        if not rows:
+            return 0
         try:
-            run("BEGIN IMMEDIATE")
-            oldest = run(
-                "SELECT seq, checksum, ended_at FROM runs WHERE ended_at IS NOT NULL ORDER BY seq LIMIT ?",
-                (limit_rows,)).fetchall()
-            rows = [(seq, checksum) for seq, checksum, ended_at in oldest if ended_at < before_us]
-            if rows:
-                places = ", ".join("?" * len(rows))
-                reached("runlog-trimming")
-                run(f"DELETE FROM runs WHERE seq IN ({places})", [seq for seq, _ in rows])  # noqa: S608
-                self._commit(-len(rows), -sum(checksum for _, checksum in rows), self.head.next_seq)
-                self.wal_pages += PAGES_PER_COMMIT + PAGES_PER_ROW * len(rows)
-            else:
-                run("ROLLBACK")
+            self._connection.execute("BEGIN IMMEDIATE")
+            places = ", ".join("?" * len(rows))
+            reached("runlog-trimming")
+            self._connection.execute(f"DELETE FROM runs WHERE seq IN ({places})", [seq for seq, _ in rows])
+            self._commit(-len(rows), -sum(checksum for _, checksum in rows), self.head.next_seq)
         except BaseException:
             self._roll_back()
             raise
+        self.wal_pages += PAGES_PER_COMMIT + PAGES_PER_ROW * len(rows)
         return len(rows)
 
     def give_back(self, pages: int) -> None:

@@ -5,6 +5,7 @@ Each step is small, so that no run waits long for it. It knows nothing of thread
 
 import time
 
+from orpheusd.keys import KEPT_S
 from orpheusd.runlog.settings import Settings
 from orpheusd.runlog.store import PAGE_BYTES, Store
 
@@ -17,6 +18,11 @@ CHECKPOINT_PAGES = 4000
 CHECKPOINT_IDLE_S = 5.0
 #: Rows deleted in one go: a few milliseconds.
 TRIM_ROWS = 256
+#: And of what the database may hold, this part more than is too much, so that not each second has to delete again.
+SLACK = 16
+#: Runs that were passed over for their keys are looked at again this often: their time may be over.
+PASS_S = 3600.0
+_NEVER_US = 2**63 - 1
 #: Empty pages are given back in steps of this many, once they are more than a quarter of the file.
 GIVE_BACK_PAGES = 64
 #: A wall clock that moved by more than this against the monotonic one was set; ages mean nothing for a while then.
@@ -29,7 +35,8 @@ class Replaced(Exception):
 
 
 class Upkeep:
-    """Invariant: when a chore is owed, `due_s` says so; a chore that is not done is owed."""
+    """Invariant: when a chore is owed, `due_s` says so; a chore that is not done is owed. Up to `_passed_seq` the runs
+    that have ended had keys when they were looked at, since the last pass began."""
 
     def __init__(self, store: Store, settings: Settings) -> None:
         now = time.monotonic()
@@ -42,6 +49,7 @@ class Upkeep:
         self._checkpoint_pages = CHECKPOINT_PAGES
         self._dirty = False
         self._trimming = False
+        self._passed_seq, self._next_pass = 0, 0.0
         self.used_bytes = 0
 
     def committed(self) -> None:
@@ -83,20 +91,35 @@ class Upkeep:
         self._trimming = True
 
     def _trim(self, now: float) -> bool:
-        """One step of deleting or giving back; whether there is more to do."""
+        """One step of deleting and one of giving back; whether there is more to do."""
         store, settings = self._store, self._settings
         room = store.room()
         self.used_bytes = (room.pages - room.free_pages) * PAGE_BYTES
-        if settings.max_bytes and self.used_bytes > settings.max_bytes and store.trim(TRIM_ROWS, None):
-            return True
-        if settings.max_age_s and self._clock_trusted(now):
+        excess_bytes = self.used_bytes - settings.max_bytes
+        more = bool(settings.max_bytes) and excess_bytes > 0 and self._make_room(
+            excess_bytes + settings.max_bytes // SLACK, now)
+        if not more and settings.max_age_s and self._clock_trusted(now):
             oldest_us = int((time.time() - settings.max_age_s) * 1_000_000)
-            if store.trim(TRIM_ROWS, oldest_us) == TRIM_ROWS:
-                return True
+            more = store.trim(TRIM_ROWS, oldest_us) == TRIM_ROWS
         if room.free_pages > max(GIVE_BACK_PAGES, room.pages // 4):
             store.give_back(GIVE_BACK_PAGES)
             return True
-        return False
+        return more
+
+    def _make_room(self, wanted_bytes: int, now: float) -> bool:
+        """Delete the oldest runs, of the older half of the log alone: runs that have not ended may be all that is too
+        much. There those whose keys are promised are passed over, and go when nothing else is left. Whether any was
+        looked at."""
+        store, head = self._store, self._store.head
+        if now >= self._next_pass:
+            self._next_pass, self._passed_seq = now + PASS_S, 0
+        since_us = int((time.time() - KEPT_S) * 1_000_000) if self._clock_trusted(now) else 0
+        half_seq = head.next_seq - max(1, head.row_count // 2)
+        looked_at = store.make_room(TRIM_ROWS, wanted_bytes, self._passed_seq, half_seq, since_us)
+        if looked_at:
+            self._passed_seq = looked_at
+            return True
+        return store.make_room(TRIM_ROWS, wanted_bytes, 0, half_seq, _NEVER_US) > 0
 
     def _clock_trusted(self, now: float) -> bool:
         offset = time.time() - now

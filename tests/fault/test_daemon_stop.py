@@ -96,6 +96,30 @@ def test_who_waits_for_a_reload_that_becomes_a_stop_is_answered(new_daemon: NewD
     assert status in ([b"200"], [b"503"])
 
 
+@pytest.mark.parametrize("over", [True, False], ids=["over", "going on"])
+def test_a_stop_hears_those_of_before_first(new_daemon: NewDaemon, tmp_path: Path, over: bool) -> None:
+    # fault 44: told to stop before a worker of the daemon that was killed could dial
+    daemon = new_daemon(http=False)
+    daemon.deploy(witness(tmp_path / "gated", GATED))
+    gate = Path(daemon.call("workspace.info", agent="gated")["path"]) / "go"
+    with daemon.connect() as control:
+        control.send("run", agent="gated", input={"until": "go"})
+        eventually(lambda: list(rows(daemon).values()) == ["started"], what="its start to be on the disk")
+        daemon.crash()
+    if over:
+        gate.touch()
+    daemon.env = {"ORPHEUS_FAILPOINTS": "daemon-doors-open=stall"}
+    daemon.process = daemon.spawn()
+    eventually(lambda: psutil.Process(daemon.pid).status() == psutil.STATUS_STOPPED, 20, "it to stand at the point")
+    daemon.process.terminate()
+    daemon.process.send_signal(signal.SIGCONT)
+    eventually(lambda: "stopping: runs have" in daemon.log, what="it to be told")
+    gate.touch()
+    assert daemon.died() == 0
+    assert list(rows(daemon).values()) == ["completed"]
+    assert daemon.orphans() == []
+
+
 @contextmanager
 def streaming(daemon: Daemon, agent: str, readers: int, stuck: int) -> Iterator[list[socket.socket]]:
     """The sockets of `readers` open streams; `stuck` more are there that nobody ever reads."""

@@ -16,6 +16,7 @@ import pytest
 from orpheusd.deploy.bundle import LIMIT_MEMBERS
 from orpheusd.errors import OrpheusError
 from tests.daemon import Daemon, bundle, given, write_agent
+from tests.eventually import eventually
 from tests.fault.aftermath import EFFECTS, Aftermath, witness
 from tests.tars import END, header, member, packed, pax, snapshot
 
@@ -83,20 +84,64 @@ def test_a_deploy_killed_at_any_step_leaves_the_old_version_or_the_new(new_daemo
     assert serving(first, "steps") == 1
     first.stop()
     current = number = 1
+    has_served = False
     for point, switched in KILLS.items():
         where, _, passing = point.partition(":")
         # each is armed for its own kill and finds what the one before left
         daemon = new_daemon(http=False, directory=first.directory,
                             env={"ORPHEUS_FAILPOINTS": f"{where}=kill:{passing or 1}"})
         assert serving(daemon, "steps") == current, point
+        if has_served:
+            daemon.restart()  # it stays as long as its processes
         assert left_over(daemon, "steps", current) == [], point
         number = _next_number(daemon)
         die_deploying(daemon, version(folder, number))
         current = number if switched else current
+        has_served = point in ("deploy-promoted", "file-written:5")
     last = new_daemon(http=False, directory=first.directory)
     assert serving(last, "steps") == current and left_over(last, "steps", current) == []
     number = _next_number(last)
     assert last.deploy(version(folder, number))["version"] == number and serving(last, "steps") == number
+
+
+WAITS = """
+import time, workspace
+VERSION = {number}
+
+def handler(input_data):
+    while not os.path.exists(workspace.path(input_data["until"])):
+        time.sleep(0.01)
+    effect()
+    return VERSION
+"""
+
+
+def test_what_a_new_version_has_begun_outlives_a_kill_before_the_switch(new_daemon: NewDaemon, tmp_path: Path) -> None:
+    # fault 78: a run that waited is begun by the first worker of the new version, and so is its session
+    daemon = new_daemon(http=False, env={"ORPHEUS_FAILPOINTS": "deploy-promoted=kill:2"})
+    folder, one_worker = tmp_path / "waits", {"min_workers": 1, "max_workers": 1}
+    daemon.deploy(write_agent(folder, EFFECTS + WAITS.format(number=1), scaling=one_worker))
+    place = Path(daemon.call("workspace.info", agent="waits")["path"])
+    with daemon.connect() as busy, daemon.connect() as waits:
+        busy.send("run", agent="waits", input={"until": "one"}, session_id="a")
+        eventually(lambda: daemon.call("agent.stats", agent="waits")["queue"]["processing"] == 1)
+        waits.send("run", agent="waits", input={"until": "two"}, session_id="b")
+        eventually(lambda: len(daemon.call("run.list")["runs"]) == 2, what="both to be in the log")
+        with pytest.raises((EOFError, ConnectionError)):
+            daemon.deploy(write_agent(folder, EFFECTS + WAITS.format(number=2), scaling=one_worker))
+    assert daemon.died() == -signal.SIGKILL
+    daemon.env = {}
+    daemon.start()
+    for name in ("one", "two"):
+        (place / name).touch()
+    runs = [daemon.call("run.show", run_id=run["run_id"], wait=20) for run in daemon.call("run.list")["runs"]]
+    assert [(run["session_id"], run["state"], run["result"]) for run in runs] == [
+        ("b", "completed", 2), ("a", "completed", 1)]
+    again = daemon.call("run", agent="waits", input={"until": "two"}, session_id="b")
+    assert (again["result"], again["session"]["context"]) == (2, "warm")
+    assert daemon.call("agent.show", agent="waits")["version"] == 1
+    daemon.restart()
+    assert left_over(daemon, "waits", 1) == []
 
 
 @pytest.mark.parametrize("point", ["deploy-unpacked", "file-written:2", "deploy-env-written", "deploy-promoted"])

@@ -154,6 +154,20 @@ def test_a_restarted_daemon_never_calls_an_old_session_new(
     }  # fmt: skip
 
 
+def test_a_session_that_was_ended_stays_so_when_the_daemon_is_killed(
+    new_daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    daemon = new_daemon(http=False)
+    daemon.deploy(write_agent(tmp_path / "durable", COUNTING))
+    before = daemon.call("run", agent="durable", input={}, session_id="s")
+    assert daemon.call("session.end", agent="durable", session_id="s") == {"id": "s", "ended": True}
+    daemon.crash()
+    daemon.start()
+    answer = daemon.call("run", agent="durable", input={}, session_id="s")
+    assert (answer["session"]["context"], answer["session"]["turn"]) == ("new", 1)
+    assert answer["result"] == before["result"], "what it had saved is gone"
+
+
 SAVING = """
 import time, workspace
 

@@ -104,7 +104,7 @@ class Adopted(Account):
             run = self.runs.get(unfinished.run) or self._reopen(agent, unfinished)
             if run.state == "unspoken":
                 run.context = unfinished.context
-                self._go_on(agent, worker, run)
+                self._go_on(agent, worker, run, unfinished.over)
             if run.worker == worker.id:
                 run.deadline = self.now + unfinished.left_s
                 run.stopping, run.kill_at = "", None
@@ -192,10 +192,10 @@ class Adopted(Account):
         run.context = unfinished.context
         return run
 
-    def _go_on(self, agent: AgentRecord, worker: WorkerRecord, run: RunRecord) -> None:
-        """The run is on that worker."""
+    def _go_on(self, agent: AgentRecord, worker: WorkerRecord, run: RunRecord, over: bool = False) -> None:
+        """The run is on that worker. One that is `over` tells nothing of a session that nobody knows any more."""
         run.state, run.worker, run.deadline = "started", worker.id, self.now + run.timeout_s
         worker.runs[run.id] = run
-        if run.session is not None:
+        if run.session is not None and (run.session in agent.sessions or not over):
             session = agent.sessions.setdefault(run.session, SessionRecord("", self.now, self.now))
             session.running[run.id] = run

@@ -61,6 +61,18 @@ def test_what_a_worker_has_is_looked_through_as_often_however_much_it_is() -> No
     assert times(1000) == times(1)
 
 
+@pytest.mark.parametrize("told_by", ["nobody", "disk", "worker"])
+def test_a_session_that_was_ended_after_a_run_is_not_known_for_that(told_by: str) -> None:
+    world = CoreWorld()
+    seen = ev.Seen("s", 1, 0.0)
+    load(world, sessions=(seen,) if told_by == "disk" else ())
+    world.tell(ev.TemplateAdopted(T, ("w1",)))
+    hear(world, "w1", *((seen,) if told_by == "worker" else ()), runs=(unfinished("r", "w1", "s", "warm", over=True),))
+    world.end("r")
+    assert world.outcome("r") == ("completed", "")
+    assert (world.agent().sessions.get("s") is None) == (told_by == "nobody")
+
+
 def test_a_run_that_the_log_does_not_have_is_found() -> None:
     world = adopted("w1")
     hear(world, "w1", ev.Seen("s", 0, 0.0), runs=(unfinished("r", "w1", "s", "new"),))

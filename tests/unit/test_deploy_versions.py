@@ -300,10 +300,22 @@ def test_what_a_killed_deploy_left_on_trial_is_gone_at_the_next_start(store: Ver
     other = bundle(tmp_path, name="b")
     store.stage("b", other)
     assert store.versions("a") == [1, 2] and store.versions("b") == [1]
-    VersionStore(store.state_dir).prepare()
+    VersionStore(store.state_dir).settle_trials(lambda _name, _number: False)
     assert store.current("a") == 1 and store.versions("a") == [1]
     assert store.versions("b") == [] and not store.workspace_dir("b").exists()
     assert store.stage("a", bundle(tmp_path)).number == 3
+
+
+def test_one_that_has_processes_stays_until_they_are_gone(store: VersionStore, tmp_path: Path) -> None:
+    # it may have served for a moment; a first version has not, as nobody is told of it
+    deployed(store, tmp_path)
+    store.stage("a", bundle(tmp_path))
+    store.stage("b", bundle(tmp_path, name="b"))
+    store.settle_trials(lambda name, number: (name, number) in (("a", 2), ("b", 1)))
+    assert store.versions("a") == [1, 2] and store.served("a") == [1] and store.versions("b") == []
+    assert store.load("a", 2).number == 2 and store.current("a") == 1
+    store.settle_trials(lambda _name, _number: False)
+    assert store.versions("a") == [1]
 
 
 def test_a_version_whose_switch_was_interrupted_after_it_is_kept(store: VersionStore, tmp_path: Path) -> None:
@@ -311,7 +323,7 @@ def test_a_version_whose_switch_was_interrupted_after_it_is_kept(store: VersionS
     mark = store.state_dir / "agents/a/versions" / str(deployed(store, tmp_path)) / "trial"
     assert not mark.exists()
     mark.touch()
-    VersionStore(store.state_dir).prepare()
+    VersionStore(store.state_dir).settle_trials(lambda _name, _number: False)
     assert store.versions("a") == [1] and not mark.exists()
 
 
@@ -320,6 +332,6 @@ def test_a_trial_that_cannot_be_settled_stops_nothing(store: VersionStore, tmp_p
     (store.state_dir / "agents/a/current").write_text("no number")
     store.stage("b", bundle(tmp_path, name="b"))
     (store.state_dir / "agents/a/versions/1/trial").touch()
-    VersionStore(store.state_dir).prepare()
+    VersionStore(store.state_dir).settle_trials(lambda _name, _number: False)
     assert store.versions("b") == [] and store.versions("a") == [1]
     assert "should hold a number" in store.list_agents().problems[0]

@@ -1,10 +1,12 @@
 """The recorder: the story of a run goes into a real run log and comes back as callers see it."""
 
 import asyncio
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +228,23 @@ def test_a_worker_that_is_adopted_brings_runs_that_the_log_does_not_know(tmp_pat
         assert (written["version"], written["worker_id"], written["turn"]) == (3, "w-b-2", 2)
         assert written["queued_at"] == written["started_at"] == 1000.5
         assert book.health()["refused_changes"] == 0
+
+
+def test_what_a_worker_brings_is_written_when_the_disk_takes_it_again(tmp_path: Path) -> None:
+    with recorder(tmp_path, replace(THOROUGH, pending_changes=1)) as book:
+        # whoever writes holds the only lock: the log takes nothing, and refuses new runs
+        lock = sqlite3.connect(book.health()["path"], isolation_level=None)
+        lock.execute("BEGIN IMMEDIATE")
+        accept(book, "r-before")
+        with pytest.raises(OrpheusError):
+            accept(book, "r-refused")
+        brought = book.adopted(WORKER, [held("r-1")], {})
+        book.ended(outcome("r-1"))
+        lock.close()
+        row = show(book, "r-1")
+        book.ended(outcome("r-before", state="crashed", code="worker-crashed", result=b""))
+    assert [run.run for run in brought.runs] == ["r-1"]
+    assert (row["state"], row["result"]) == ("completed", {"turn": 2})
 
 
 def test_a_worker_cannot_claim_a_run_of_another_agent(tmp_path: Path) -> None:

@@ -234,6 +234,25 @@ def test_what_the_disk_does_not_take_is_kept_and_written_later(
     assert caplog.text.count("cannot be written down now") == 1
 
 
+def test_who_asks_is_told_whether_the_disk_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "sessions.db"
+    tell(path, ("a", "s", 1))
+
+    async def life() -> None:
+        with remembered(path) as book:
+            book.ended("a", "s")
+            assert await book.written() and rows(path) == set()
+            book.seen("a", "t", 1)
+            monkeypatch.setattr(module, "WRITTEN_S", 0.05)
+            with closing(sqlite3.connect(path, isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                assert not await book.written()
+                other.execute("ROLLBACK")
+            monkeypatch.setattr(module, "WRITTEN_S", 5.0)
+            assert await book.written() and rows(path) == {"t"}
+    run(life())
+
+
 def test_a_disk_that_fails_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # fault 47: a sound file must not be given up for that
     path = tmp_path / "sessions.db"

@@ -11,7 +11,7 @@ from orpheusd.runlog.queries import RunQuery
 from orpheusd.runlog.settings import Settings
 from orpheusd.runlog.upkeep import TRIM_ROWS
 from tests.eventually import eventually
-from tests.runlog_kit import Log, ended, queued, whole_run
+from tests.runlog_kit import Log, ended, queued, started, whole_run
 
 KEEP_ALL = Settings(max_age_s=0, max_bytes=0, check_budget_s=30.0, reserve_bytes=4096)
 
@@ -59,6 +59,72 @@ def test_the_oldest_go_while_there_is_too_much(tmp_path: Path) -> None:
     assert (tmp_path / "runs.db").stat().st_size < 3 * limit_bytes
     with Log(tmp_path, KEEP_ALL) as log:
         assert log.log.health()["damage"] is None and log.log.health()["rows"] == rows
+
+
+def test_no_more_goes_than_is_too_much(tmp_path: Path) -> None:
+    limit_bytes, result_bytes = 8_000_000, 1_000_000
+    least = (limit_bytes - limit_bytes // upkeep.SLACK) // result_bytes - 2
+    with Log(tmp_path, Settings(max_bytes=limit_bytes, check_budget_s=30.0)) as log:
+        for number in range(3 * least):
+            assert log.log.queued(queued(f"r-{number}"))
+            log.log.ended(ended(f"r-{number}", result=b"x" * result_bytes))
+            log.settle(number + 1)
+            # what has just ended is there, whatever had to go for it
+            assert log.show(f"r-{number}").result is not None
+            assert number < least or log.log.health()["rows"] >= least
+        eventually(lambda: 0 < log.log.health()["used_bytes"] <= limit_bytes, what="the log to be small enough")
+    assert least <= log.log.health()["rows"] <= limit_bytes // result_bytes
+
+
+def test_the_newest_stay_when_runs_that_wait_are_too_much(tmp_path: Path) -> None:
+    with Log(tmp_path, Settings(max_bytes=200_000, check_budget_s=30.0)) as log:
+        write(log, 0, 100)
+        for number in range(200):
+            assert log.log.queued(queued(f"waits-{number}", input=b"x" * 2000))
+        log.written()
+        eventually(lambda: log.log.health()["rows"] == 200, what="the old runs to go")
+        for first in (100, 125):
+            used_bytes = log.log.health()["used_bytes"]
+            write(log, first, first + 25)
+            # what is done about it is done before the next look
+            eventually(lambda: log.log.health()["used_bytes"] > used_bytes, what="a look at them")  # noqa: B023
+        stored = [run.run_id for run in log.queries.find(RunQuery(limit=50))]
+        assert stored == [f"r-{149 - number}" for number in range(50)]
+        assert log.log.health()["used_bytes"] > 200_000
+
+
+def keyed(log: Log, first: int, last: int) -> None:
+    for number in range(first, last):
+        assert log.log.queued(queued(f"k-{number}", input=b"x" * 2000, idempotency_key=f"{number}", fingerprint="f"))
+        log.log.started(started(f"k-{number}"))
+        log.log.ended(ended(f"k-{number}"))
+
+
+def test_a_key_is_kept_when_there_is_too_much(tmp_path: Path) -> None:
+    limit_bytes = 1_000_000
+    with Log(tmp_path, Settings(max_bytes=limit_bytes, check_budget_s=30.0)) as log:
+        keyed(log, 0, 20)
+        write(log, 0, 1500)
+        keyed(log, 20, 40)
+        write(log, 1500, 2500)
+        eventually(lambda: 0 < log.log.health()["used_bytes"] <= limit_bytes, what="the log to be small enough")
+        asked = [log.queries.asked("my-agent", f"{number}", time.time() - 3600) for number in range(40)]
+        assert [found.run.run_id for found in asked if found is not None] == [f"k-{number}" for number in range(40)]
+        assert log.queries.show("r-0") is None and log.queries.show("r-2499") is not None
+        assert log.queries.asked("my-agent", "0", time.time() + 3600) is None
+    with Log(tmp_path, KEEP_ALL) as log:
+        assert log.log.health()["damage"] is None
+
+
+def test_keys_do_not_keep_a_log_from_being_small_enough(tmp_path: Path) -> None:
+    limit_bytes = 1_000_000
+    with Log(tmp_path, Settings(max_bytes=limit_bytes, check_budget_s=30.0)) as log:
+        for first in range(0, 2000, 200):
+            keyed(log, first, first + 200)
+            write(log, first, first + 20)
+        eventually(lambda: 0 < log.log.health()["used_bytes"] <= limit_bytes, what="the log to be small enough")
+        assert log.queries.show("k-0") is None and log.queries.show("k-1999") is not None
+        assert log.queries.show("r-1819") is not None, "who has no key is not the first to go"
 
 
 def test_empty_pages_are_given_back(tmp_path: Path) -> None:
