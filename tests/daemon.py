@@ -9,6 +9,7 @@ import base64
 import io
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -365,12 +366,15 @@ def _manifest(folder: Path) -> str:
 
 
 def free_port() -> int:
-    """One on which nobody listens at any address."""
-    with socket.socket(socket.AF_INET6) as probe:
-        probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        probe.bind(("::", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """One on which nobody listens at any address, and that no client is given for itself before it is used."""
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    ports = [port for port in range(10_000, 65_536) if not first <= port <= last]
+    for port in random.sample(ports, 100):
+        with socket.socket(socket.AF_INET6) as probe, suppress(OSError):
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            probe.bind(("::", port))
+            return port
+    raise AssertionError("of a hundred ports none is free")
 
 
 def environment() -> dict[str, str]:

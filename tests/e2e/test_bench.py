@@ -15,7 +15,7 @@ def rows_of(*groups: str) -> list[str]:
 
 
 def test_the_bench_fills_its_rows() -> None:
-    assert len(rows_of("control", "forks", "core")) == 3 + 2 + 4
+    assert len(rows_of("control", "forks", "core")) == 3 + 2 + 5
 
 
 def test_the_bench_of_a_crowd_fills_its_rows() -> None:
