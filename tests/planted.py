@@ -38,7 +38,8 @@ EXCERPT_BYTES = 120
 
 #: Where what was planted is kept, below the state directory; and the agents' own, where they may keep what they like.
 KEPT = re.compile(
-    r"(agents/[^/]+/versions/[0-9]+|tmp/stage-[0-9a-f]+)/(code/agent\.yaml|\.?(env|manifest)\.json(\.tmp)?)|token")
+    r"(agents/[^/]+/versions/[0-9]+|tmp/stage-[0-9a-f]+)/(code/\.?agent\.yaml(\.[0-9a-f]+\.tmp)?|"
+    r"\.?(env|manifest)\.json(\.tmp)?)|token")
 #: The daemon takes no shorter one.
 TOKEN_BYTES = 43
 FOR_NOBODY_ELSE = re.compile(r".*/\.?env\.json(\.tmp)?|token")
