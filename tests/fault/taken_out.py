@@ -93,7 +93,8 @@ def _verdict(case: ElementTree.Element) -> Verdict:
 
 def missed(copy: Path, handling: Handling) -> list[str]:
     """Sentences about what should have happened in this copy and did not; prints what the tests said."""
-    found = verdicts(copy, [*handling.tests, BYSTANDER])
+    # first: what an unhandled fault does to the daemon that tests share is not to be seen by the bystander
+    found = verdicts(copy, [BYSTANDER, *handling.tests])
     wrong = []
     for test in handling.tests:
         word, why = found.get(test, Verdict("missing", ""))
