@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -255,7 +256,8 @@ class Peer:
         """Tell these workers to leave, and wait until they did."""
         for worker in workers:
             if worker.open and worker.link.state in (LinkState.STARTING, LinkState.READY):
-                worker.send("stop", {})
+                with suppress(BrokenPipeError):  # it is dead, and we have not read so far
+                    worker.send("stop", {})
             worker.gone()
             worker.sock.close()
             self.ends.remove(worker)
