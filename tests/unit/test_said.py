@@ -25,6 +25,9 @@ HUGE = re.compile(rb"[eE]\+?\d{3}")
 
 
 def decodes(payload: bytes) -> bool:
+    """And is one line: a carriage return ends one too, where events are streamed."""
+    if b"\r" in payload:
+        return False
     try:
         orjson.loads(payload)
     except orjson.JSONDecodeError:
